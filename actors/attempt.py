@@ -1,0 +1,177 @@
+"""One attempt as its handler sees it: the TaskContext, its log, its folder, and when it must stop."""
+
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from actors import child
+from tower import db, lifecycle
+from tower.errors import Unavailable
+from tower.handler import Fail, Finished, Stopped
+from tower.lifecycle import CHUNK, Claim
+from tower.settings import Settings
+from tower.trace import log_line
+
+#: Why an attempt must stop.
+CANCEL, TIMEOUT, SHUTDOWN, LEASE_LOST = "cancel", "timeout", "shutdown", "lease_lost"
+
+_LINE = 16 * 1024
+_FLUSH = 64 * 1024
+_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}){0,9}$")
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1a\x1c-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class Attempt:
+    """The TaskContext of one claim; the worker stops it, beats for it and flushes its log."""
+
+    def __init__(self, claim: Claim, settings: Settings) -> None:
+        self.claim = claim
+        self.id, self.attempt = claim.id, claim.attempt
+        self.folder = Path(tempfile.mkdtemp(prefix=f"tower-{claim.id}-{claim.attempt}-"))
+        self._settings = settings
+        self._began = time.monotonic()
+        self._deadline = self._began + claim.timeout_s
+        self._stop: str | None = None
+        self._woken = threading.Event()
+        self._lines: list[str] = []
+        self._waiting = 0
+        self._logged = 0
+        self._buffer_lock = threading.Lock()
+        self._flush_lock = threading.Lock()
+
+    def __enter__(self) -> "Attempt":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # ---- when to stop
+
+    def stop(self, reason: str) -> None:
+        """Ask the handler to end; the first reason counts, but a lost lease beats all."""
+        if self._stop is None or reason == LEASE_LOST:
+            self._stop = reason
+        self._woken.set()
+
+    @property
+    def stop_reason(self) -> str | None:
+        """Why it must stop, or None if it may go on."""
+        return self._stop or (TIMEOUT if self.remaining_s <= 0 else None)
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt should stop as soon as it can."""
+        return self.stop_reason is not None
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the attempt times out."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raise Stopped when the attempt must end first."""
+        self._woken.wait(min(seconds, self.remaining_s))
+        if self.stop_reason:
+            raise Stopped(self.stop_reason)
+
+    # ---- what it leaves
+
+    def artifact(self, name: str) -> Path:
+        """Return where to write a file that shall be kept in the trace as artifacts/<name>."""
+        if not _NAME.match(name):
+            raise Fail("invalid_payload", f"An artifact's name is a relative path of plain names, as in report/index.html; got {name!r}.")
+        path = self.artifacts / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of the files to keep."""
+        return self.folder / "artifacts"
+
+    def run(
+        self, argv: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None, stdin: str | None = None
+    ) -> Finished:
+        """Run a child process whose output streams into log.txt; its whole tree ends with the attempt."""
+        return child.run(self, argv, cwd=cwd, env=env or {}, stdin=stdin)
+
+    # ---- the log
+
+    def log(self, text: str) -> None:
+        """Add lines to log.txt."""
+        at = self.claim.started_at + time.monotonic() - self._began
+        lines = [log_line(at, self.attempt, piece) for line in text.splitlines() or [""] for piece in _pieces(_printable(line))]
+        with self._buffer_lock:
+            for line in lines:
+                self._add(line)
+        if self._waiting >= _FLUSH:
+            self.flush()
+
+    def _add(self, line: str) -> None:
+        limit = self._settings.log_limit_mb * 1_000_000
+        if self._logged > limit:
+            return
+        self._logged += len(line)
+        if self._logged > limit:
+            line = log_line(
+                self.claim.started_at, self.attempt, f"── the log is cut here: TOWER_LOG_LIMIT_MB={self._settings.log_limit_mb}"
+            )
+        self._lines.append(line)
+        self._waiting += len(line)
+
+    def flush(self) -> bool:
+        """Write the waiting lines to the database; return whether there were any. A lost lease stops the attempt."""
+        with self._flush_lock:
+            flushed = False
+            while text := self._take():
+                flushed = True
+                try:
+                    kept = db.unit(partial(lifecycle.append_log, self.claim, text))
+                except Unavailable:
+                    self._put_back(text)
+                    break
+                if not kept:
+                    self.stop(LEASE_LOST)
+                    break
+            return flushed
+
+    def take_tail(self) -> str:
+        """Return the last waiting lines, to be written together with the end; flush those before, if they are many."""
+        while self._waiting > CHUNK and self.flush():
+            pass
+        return self._take()
+
+    def _take(self) -> str:
+        with self._buffer_lock:
+            taken, size = 0, 0
+            while taken < len(self._lines) and size < CHUNK:
+                size += len(self._lines[taken])
+                taken += 1
+            text = "".join(self._lines[:taken])
+            del self._lines[:taken]
+            self._waiting -= len(text)
+            return text
+
+    def _put_back(self, text: str) -> None:
+        with self._buffer_lock:
+            self._lines.insert(0, text)
+            self._waiting += len(text)
+
+
+def _pieces(line: str) -> list[str]:
+    return [line[start : start + _LINE] for start in range(0, len(line), _LINE)] or [""]
+
+
+def _printable(line: str) -> str:
+    """Return the line with colours kept and everything else that could act on a terminal or a database made visible."""
+    if line.isprintable():
+        return line
+    line = _ESCAPES.sub(lambda found: found[0] if _COLOUR.fullmatch(found[0]) else "", line)
+    return _CONTROL.sub("\ufffd", line)

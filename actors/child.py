@@ -1,0 +1,180 @@
+"""Child processes: their output into the log, and the end of their whole tree."""
+
+import codecs
+import os
+import selectors
+import signal
+import subprocess
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from tower.handler import Fail, Finished, Stopped
+from tower.host import MARK, kill_marked
+from tower.settings import child_environment
+
+if TYPE_CHECKING:
+    from actors.attempt import Attempt
+
+#: From the first request to end to the one that cannot be refused.
+TERM_S = 5.0
+#: How long output is read on after the command itself has ended, while a process it left holds the pipe.
+_LINGER_S = 0.5
+_TICK_S = 0.1
+_TAIL_LINES = 20
+_TAIL_CHARS = 4000
+_READ = 64 * 1024
+_LONGEST_LINE = 16 * 1024
+
+
+def run(attempt: "Attempt", argv: Sequence[str], *, cwd: str | None, env: Mapping[str, str], stdin: str | None) -> Finished:
+    """Run a command in its own process group until it ends or the attempt must; see TaskContext.run."""
+    if attempt.stop_reason:
+        raise Stopped(attempt.stop_reason)
+    output = _Output(attempt)
+    process = _start(attempt, argv, cwd, env, stdin)
+    try:
+        _follow(attempt, process, output)
+    finally:
+        _end_tree(process, attempt.id, attempt.attempt)
+        output.drain(process)
+    if attempt.stop_reason:
+        raise Stopped(attempt.stop_reason)
+    return Finished(process.returncode, output.tail())
+
+
+def _start(
+    attempt: "Attempt", argv: Sequence[str], cwd: str | None, env: Mapping[str, str], stdin: str | None
+) -> "subprocess.Popen[bytes]":
+    marked = {MARK: f"{attempt.id}:{attempt.attempt}", "TOWER_TASK_ID": attempt.id, "TOWER_ATTEMPT": str(attempt.attempt)}
+    environment = {**child_environment(), **env, **marked}
+    try:
+        with _as_file(stdin) as source:
+            return subprocess.Popen(  # noqa: S603  # running commands is what it is for
+                list(argv),
+                cwd=cwd or attempt.folder,
+                env=environment,
+                stdin=source,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except FileNotFoundError:
+        if cwd and not os.path.isdir(cwd):
+            raise Fail("command_not_started", f"There is no folder {cwd!r} on the worker; check cwd.") from None
+        raise Fail("command_not_found", f"There is no program {argv[0]!r} on the worker; check argv[0] and PATH.") from None
+    except (OSError, ValueError) as error:
+        raise Fail("command_not_started", f"{argv[0]!r} could not be started: {error}") from None
+
+
+def _as_file(text: str | None) -> IO[bytes]:
+    """Return standard input as a file: unlike a pipe it never blocks the writer."""
+    if text is None:
+        return Path(os.devnull).open("rb")
+    file = tempfile.TemporaryFile()  # noqa: SIM115  # the caller closes it
+    file.write(text.encode())
+    file.seek(0)
+    return file
+
+
+def _follow(attempt: "Attempt", process: "subprocess.Popen[bytes]", output: "_Output") -> None:
+    """Read output until the command ends or the attempt must stop."""
+    assert process.stdout is not None  # noqa: S101  # we asked for a pipe
+    os.set_blocking(process.stdout.fileno(), False)
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        ended: float | None = None
+        is_open = True
+        while not attempt.stop_reason:
+            if is_open:
+                if selector.select(_TICK_S):
+                    is_open = output.read(process)
+            else:
+                try:
+                    process.wait(_TICK_S)
+                except subprocess.TimeoutExpired:
+                    continue
+            if process.poll() is not None:
+                ended = ended or time.monotonic()
+                if not is_open or time.monotonic() - ended > _LINGER_S:
+                    return
+
+
+def _end_tree(process: "subprocess.Popen[bytes]", task_id: str, attempt: int) -> None:
+    """End every process of the command: ask its group, wait, force it, and find what left the group."""
+    _signal(process, signal.SIGTERM)
+    deadline = time.monotonic() + TERM_S
+    while _group_lives(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    _signal(process, signal.SIGKILL)
+    process.wait()
+    for _ in range(5):  # a process that forks while we look is found by the next look
+        if not kill_marked(task_id, attempt):
+            break
+
+
+def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # nobody is left in the group
+
+
+def _group_lives(process: "subprocess.Popen[bytes]") -> bool:
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
+class _Output:
+    """Turns bytes into log lines, within a bound however long a line is, and keeps the last ones."""
+
+    def __init__(self, attempt: "Attempt") -> None:
+        self._attempt = attempt
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+
+    def read(self, process: "subprocess.Popen[bytes]") -> bool:
+        """Take what is there; False at the end of the output."""
+        assert process.stdout is not None  # noqa: S101
+        try:
+            data = os.read(process.stdout.fileno(), _READ)
+        except BlockingIOError:
+            return True
+        self._take(self._decoder.decode(data, final=not data))
+        return bool(data)
+
+    def drain(self, process: "subprocess.Popen[bytes]") -> None:
+        """Take what the processes left behind in the pipe, and close it."""
+        assert process.stdout is not None  # noqa: S101
+        for _ in range(32):  # a pipe holds no more than this
+            if not self.read(process):
+                break
+        process.stdout.close()
+        if self._rest:
+            self._say([self._rest])
+            self._rest = ""
+
+    def tail(self) -> str:
+        """Return the last lines, within a few thousand characters."""
+        return "\n".join(self._tail)[-_TAIL_CHARS:]
+
+    def _take(self, text: str) -> None:
+        whole = (self._rest + text).replace("\r\n", "\n").replace("\r", "\n")
+        *lines, self._rest = whole.split("\n")
+        while len(self._rest) > _LONGEST_LINE:
+            lines.append(self._rest[:_LONGEST_LINE])
+            self._rest = self._rest[_LONGEST_LINE:]
+        if lines:
+            self._say(lines)
+
+    def _say(self, lines: list[str]) -> None:
+        self._attempt.log("\n".join(lines))
+        self._tail.extend(lines)

@@ -1,0 +1,103 @@
+"""Puts the actors of one process together: declares them on a broker, and starts and stops the worker around them."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import dramatiq
+from dramatiq.middleware import Middleware
+
+from actors.orchestrator import Dispatcher
+from actors.runner import Runner
+from actors.trace import Tracer
+from actors.worker import WorkerProcess
+from tower import db
+from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
+from tower.errors import Unavailable
+from tower.handler import Registry
+from tower.settings import Settings
+from tower.sweep import Sweep
+
+#: Threads beside the slots, so that long tasks never hold up decisions and traces.
+CONTROL_THREADS = 2
+
+#: Lower goes first among messages that wait inside a process.
+_DECIDE, _TRACE, _HANDLE = 0, 5, 10
+
+_log = logging.getLogger(__name__)
+
+
+class Crew(Middleware):
+    """The actors of this process, and the worker that starts with dramatiq's and stops with it."""
+
+    def __init__(self, settings: Settings, registry: Registry, broker: dramatiq.Broker) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._nudger = Nudger(broker)
+        self._dispatcher = Dispatcher(settings, self._nudger)
+        self._tracer = Tracer(settings)
+        self._runner: Runner | None = None
+        self._worker: WorkerProcess | None = None
+        self._sweep: Sweep | None = None
+        self._declare(broker)
+
+    def _declare(self, broker: dramatiq.Broker) -> None:
+        _actor(broker, self._dispatcher.orchestrate, ORCHESTRATE, "orchestrator", _DECIDE)
+        _actor(broker, self._tracer.trace, TRACE, "trace", _TRACE)
+        for kind in self._registry:
+            _actor(broker, self._handle, handler_actor(kind.name), kind.queue, _HANDLE)
+
+    def _handle(self, task_id: str) -> None:
+        if self._runner is not None:
+            self._runner.handle(task_id)
+
+    # ---- dramatiq's worker
+
+    def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
+        """Make room for the control actors beside the slots, and start beating."""
+        slots = worker.worker_threads
+        worker.worker_threads += CONTROL_THREADS
+        queues = [queue for queue in self._registry.queues if not worker.consumer_whitelist or queue in worker.consumer_whitelist]
+        self._prepare_database()
+        self.start(slots, queues)
+
+    def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
+        """Hand back what runs before dramatiq waits for its threads."""
+        self.stop(self._settings.shutdown_grace_s)
+
+    def _prepare_database(self) -> None:
+        while True:
+            try:
+                db.migrate()
+                return
+            except Unavailable as error:
+                _log.warning("%s The worker starts when it does.", error.message)
+
+    # ---- the worker
+
+    def start(self, slots: int, queues: list[str], *, sweep: bool = True) -> None:
+        """Start taking tasks; the embedded server has a sweep of its own already."""
+        self._worker = WorkerProcess(self._settings, self._nudger, slots=slots, queues=queues)
+        self._runner = Runner(self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass)
+        self._worker.start(self._runner.look)
+        if sweep:
+            self._sweep = Sweep(self._settings, self._nudger)
+            self._sweep.start()
+
+    def stop(self, grace_s: float) -> None:
+        """Stop taking tasks, and hand back those that still run after the grace."""
+        if self._sweep:
+            self._sweep.stop()
+        if self._worker:
+            self._worker.stop(grace_s)
+
+
+def _actor(broker: dramatiq.Broker, function: Callable[[str], None], name: str, queue: str, priority: int) -> None:
+    def act(task_id: str) -> None:
+        try:
+            function(task_id)
+        except Unavailable as error:
+            # The row is as it was, and the sweep nudges again: nothing to do but say it.
+            _log.warning("%s %s waits.", error.message, name, extra={"fields": {"task": task_id}})
+
+    dramatiq.actor(actor_name=name, queue_name=queue, priority=priority, broker=broker)(act)

@@ -1,0 +1,191 @@
+"""The body shared by all handler actors: claim, run, finish, and on to the next."""
+
+import json
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, TIMEOUT, Attempt
+from actors.worker import WorkerProcess
+from tower import db, jsontext, lifecycle, log
+from tower.broker import ORCHESTRATE, TRACE, Nudger
+from tower.errors import InvalidTask, Unavailable
+from tower.handler import Fail, Registry, Retry, Stopped
+from tower.lifecycle import CHUNK, Claim, Outcome
+from tower.models import CANCELLED, FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
+from tower.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+
+class Runner:
+    """Runs tasks in the slots of one worker process."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, nudger: Nudger, worker: WorkerProcess, run_pass: Callable[[], object]
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._nudger = nudger
+        self._worker = worker
+        self._run_pass = run_pass
+
+    def handle(self, task_id: str) -> None:
+        """Run the task if it may be run and a slot is free, then whatever else was dispatched; else drop the nudge."""
+        if self._worker.take_slot():
+            self._use_slot(task_id)
+
+    def look(self) -> None:
+        """Fill free slots from the database, without any nudge: so work goes on when the broker does not."""
+        self._run_pass()
+        while self._worker.take_slot():
+            claim, leased_at = self._claim(None)
+            if claim is None:
+                self._worker.give_slot()
+                return
+            threading.Thread(target=self._use_slot, args=(None, claim, leased_at), name=f"task-{claim.id}", daemon=True).start()
+
+    def _use_slot(self, task_id: str | None, claim: Claim | None = None, leased_at: float = 0.0) -> None:
+        try:
+            if claim is None:
+                claim, leased_at = self._claim(task_id)
+            while claim is not None:
+                self._run(claim, leased_at)
+                claim, leased_at = (None, 0.0) if self._worker.stopping else self._claim(None)
+        except Unavailable as error:
+            _log.warning("%s The slot waits for a nudge.", error.message)
+        finally:
+            self._worker.give_slot()
+
+    def _claim(self, task_id: str | None) -> tuple[Claim | None, float]:
+        token, sent = new_id(), time.monotonic()
+        me, queues = self._worker.id, self._worker.queues
+        return db.unit(lambda: lifecycle.claim(me, token, task_id=task_id, queues=queues)), sent
+
+    # ---- one attempt
+
+    def _run(self, claim: Claim, leased_at: float) -> None:
+        with Attempt(claim, self._settings) as attempt:
+            self._worker.add(attempt, leased_at)
+            try:
+                self._settle(attempt, self._perform(attempt))
+            finally:
+                self._worker.remove(attempt)
+
+    def _perform(self, attempt: Attempt) -> Outcome:
+        """Call the handler and say how it ended; it never raises."""
+        try:
+            kind = self._registry.get(attempt.claim.type)
+            result = kind.function(kind.check(json.loads(attempt.claim.payload)), attempt)
+            outcome = self._succeeded(result)
+        except InvalidTask as error:
+            outcome = _failed(error.code, error.message, may_retry=False)
+        except Stopped as stopped:
+            outcome = _failed("handler_error", f"The handler stopped: {stopped}")
+        except Retry as retry:
+            outcome = _failed("handler_error", retry.message, retry_after_s=retry.after_s)
+        except Fail as failure:
+            outcome = Outcome(FAILED, error={"code": failure.code, "message": failure.message, **_plain(failure.details)})
+        except Exception as error:  # whatever a handler raises is the task's failure, not ours
+            attempt.log(traceback.format_exc())
+            outcome = _failed("handler_error", f"{type(error).__name__}: {error}")
+        return _stopped(attempt, outcome)
+
+    def _succeeded(self, result: object) -> Outcome:
+        try:
+            text = jsontext.dumps(result)
+        except jsontext.BadJson as error:
+            return _failed("result_not_json", str(error), may_retry=False)
+        limit = self._settings.max_body_mb * 1_000_000
+        if len(text) > limit:
+            return _failed("result_too_large", f"The result has {len(text)} characters, {limit} are allowed.", may_retry=False)
+        return Outcome(SUCCEEDED, result=text)
+
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Record the end, trying until it is recorded or the lease is lost."""
+        token, claim = new_id(), attempt.claim
+        outcome = self._keep_artifacts(attempt, outcome)
+        tail = attempt.take_tail()
+        while attempt.stop_reason != LEASE_LOST:
+            try:
+                if attempt.stop_reason == SHUTDOWN and outcome.status != SUCCEEDED:
+                    done = db.unit(lambda: lifecycle.release(claim, "its worker was stopped", token, tail))
+                    waits = True
+                else:
+                    status, waits = db.unit(lambda: (lifecycle.finish(claim, outcome, token, tail), _somebody_waits()))
+                    done = status is not None
+            except Unavailable as error:
+                _log.warning("%s The end of a task waits to be recorded.", error.message, extra=log.context(claim.id, claim.attempt))
+                continue
+            if done:
+                self._tell(claim.id, waits)
+                return
+            break
+        _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
+
+    def _tell(self, task_id: str, waits: bool) -> None:
+        self._nudger.send(TRACE, task_id)
+        if waits and not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
+            self._run_pass()
+
+    def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:
+        files = _files(attempt.artifacts)
+        size = sum(path.stat().st_size for path in files)
+        if size > self._settings.artifact_limit_mb * 1_000_000:
+            message = f"The files to keep have {size} bytes, TOWER_ARTIFACT_LIMIT_MB={self._settings.artifact_limit_mb} are allowed."
+            attempt.log(message)
+            return outcome if outcome.error else _failed("artifact_too_large", message, may_retry=False)
+        for path in files:
+            self._keep_file(attempt, path)
+        return outcome
+
+    def _keep_file(self, attempt: Attempt, path: Path) -> None:
+        name = path.relative_to(attempt.artifacts).as_posix()
+        for part, data in enumerate(_parts(path)):
+            while attempt.stop_reason != LEASE_LOST:
+                try:
+                    db.unit(partial(lifecycle.keep_artifact, attempt.claim, name, part, data))
+                    break
+                except Unavailable:
+                    continue
+
+
+def _failed(code: str, message: str, *, may_retry: bool = True, retry_after_s: float | None = None) -> Outcome:
+    return Outcome(FAILED, error={"code": code, "message": _storable(message)}, may_retry=may_retry, retry_after_s=retry_after_s)
+
+
+def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
+    """Let the reason for which an attempt had to stop decide its end."""
+    if attempt.stop_reason == CANCEL:
+        return Outcome(CANCELLED, error={"code": "cancelled", "message": "Cancelled while it ran."})
+    if attempt.stop_reason == TIMEOUT:
+        return Outcome(TIMED_OUT, error={"code": "timeout", "message": f"It ran longer than timeout_s={attempt.claim.timeout_s:g}."})
+    return outcome
+
+
+def _somebody_waits() -> bool:
+    return bool(Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).exists())
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()) if folder.is_dir() else []
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield file.read(CHUNK)
+        while data := file.read(CHUNK):
+            yield data
+
+
+def _plain(details: dict[str, object]) -> dict[str, object]:
+    return {name: _storable(value) if isinstance(value, str) else value for name, value in details.items()}
+
+
+def _storable(text: str) -> str:
+    """Return text that every database and JSON reader can hold."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

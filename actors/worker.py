@@ -1,0 +1,178 @@
+"""The worker process: its slots, its heartbeat, its row, and the look into the database when no nudge comes."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, Attempt
+from tower import __version__, db, lifecycle
+from tower.broker import TRACE, Nudger
+from tower.errors import Unavailable
+from tower.host import hostname, this_process
+from tower.models import DISPATCHED, QUEUED, Task, Worker, new_id
+from tower.settings import Settings
+
+_TICK_S = 0.1
+_FLUSH_S = 1.0
+_ROW_S = 5.0
+_LOOK_S = 2.0
+#: A worker believes in a lease for this part of it, counted from before the last good heartbeat was sent.
+_TRUST = 0.9
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerProcess:
+    """One incarnation: it holds leases while it beats, and stops its own work when it cannot."""
+
+    def __init__(self, settings: Settings, nudger: Nudger, *, slots: int, queues: Sequence[str]) -> None:
+        self.id = new_id()
+        self.queues = list(queues)
+        self._settings = settings
+        self._nudger = nudger
+        self._slots = slots
+        self._free = threading.Semaphore(slots)
+        self._attempts: dict[tuple[str, int], tuple[Attempt, float]] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._pulse: threading.Thread | None = None
+        self._last_nudge = 0.0
+
+    # ---- life
+
+    def start(self, look: Callable[[], None]) -> None:
+        """Make the worker known and start its pulse; `look` is called when slots are free and no nudge comes."""
+        self._write_row()
+        self._pulse = threading.Thread(target=self._run_pulse, args=(look,), name="pulse", daemon=True)
+        self._pulse.start()
+        _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
+
+    def stop(self, grace_s: float) -> None:
+        """Take no more tasks, let the running ones go on for a while, then hand them back to the queue."""
+        self._stopping.set()
+        if not self._wait_until_idle(grace_s):
+            for attempt in self.attempts():
+                attempt.stop(SHUTDOWN)
+            self._wait_until_idle(10.0)
+        if self._pulse:
+            self._pulse.join(timeout=5)
+        try:
+            db.unit(lambda: Worker.delete().where(Worker.id == self.id).execute(), patience_s=2)
+        except Unavailable:
+            _log.warning("the worker's row stays until a sweep forgets it: the database does not answer")
+        _log.info("worker stopped", extra={"fields": {"worker": self.id}})
+
+    def _wait_until_idle(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self.attempts():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        return True
+
+    # ---- slots and attempts
+
+    def take_slot(self) -> bool:
+        """Take a slot if one is free and the worker goes on."""
+        self._last_nudge = time.monotonic()
+        return not self._stopping.is_set() and self._free.acquire(blocking=False)
+
+    def give_slot(self) -> None:
+        """Give a slot back."""
+        self._free.release()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no more tasks are taken."""
+        return self._stopping.is_set()
+
+    def add(self, attempt: Attempt, leased_at: float) -> None:
+        """Beat for an attempt from now on; `leased_at` is our monotonic clock before the claim was sent."""
+        with self._lock:
+            self._attempts[attempt.id, attempt.attempt] = attempt, leased_at
+
+    def remove(self, attempt: Attempt) -> None:
+        """Beat for it no more."""
+        with self._lock:
+            self._attempts.pop((attempt.id, attempt.attempt), None)
+
+    def attempts(self) -> list[Attempt]:
+        """Return what runs now."""
+        with self._lock:
+            return [attempt for attempt, _ in self._attempts.values()]
+
+    # ---- the pulse
+
+    def _run_pulse(self, look: Callable[[], None]) -> None:
+        next_beat = next_flush = next_row = next_look = 0.0
+        while not self._stopping.wait(_TICK_S) or self.attempts():
+            if self._stopping.is_set():
+                time.sleep(_TICK_S)
+            now = time.monotonic()
+            try:
+                if now >= next_beat:
+                    next_beat = now + self._settings.beat_s
+                    self._beat()
+                if now >= next_flush:
+                    next_flush = now + _FLUSH_S
+                    self._flush()
+                if now >= next_row:
+                    next_row = now + _ROW_S
+                    self._write_row()
+                if now >= next_look and now - self._last_nudge > _LOOK_S and not self._stopping.is_set():
+                    next_look = now + _LOOK_S
+                    if self._something_waits():
+                        look()
+            except Unavailable as error:
+                _log.warning("%s Running tasks go on while their leases last.", error.message)
+            except Exception:
+                _log.exception("the worker's pulse missed a beat; the next one comes")
+
+    def _beat(self) -> None:
+        """Renew all leases with one statement; stop what was cancelled, and what is ours no more."""
+        with self._lock:
+            held = dict(self._attempts)
+        if not held:
+            return
+        sent = time.monotonic()
+        try:
+            ids = [task_id for task_id, _ in held]
+            kept = db.unit(lambda: lifecycle.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
+        except Unavailable:
+            self._fence(sent)
+            raise
+        for key, (attempt, _) in held.items():
+            if key not in kept:
+                attempt.stop(LEASE_LOST)
+                continue
+            if kept[key]:
+                attempt.stop(CANCEL)
+            with self._lock:
+                if key in self._attempts:
+                    self._attempts[key] = attempt, sent
+
+    def _fence(self, now: float) -> None:
+        """Stop every attempt whose lease somebody else may take by now."""
+        with self._lock:
+            held = list(self._attempts.values())
+        for attempt, leased_at in held:
+            if now - leased_at > self._settings.lease_s * _TRUST:
+                attempt.stop(LEASE_LOST)
+
+    def _flush(self) -> None:
+        for attempt in self.attempts():
+            if attempt.flush():
+                self._nudger.send(TRACE, attempt.id)
+
+    def _write_row(self) -> None:
+        me = this_process()
+        row = {"host": hostname(), "pid": me.pid, "pid_space": me.space, "pid_started": me.started, "slots": self._slots}
+        row |= {"queues": json.dumps(self.queues), "version": __version__, "started_at": db.now(), "beat_at": db.now()}
+        query = Worker.insert(id=self.id, **row).on_conflict(conflict_target=[Worker.id], update={Worker.beat_at: db.now()})
+        db.unit(query.execute, patience_s=2)
+
+    def _something_waits(self) -> bool:
+        ready = (Task.status == DISPATCHED) | ((Task.status == QUEUED) & (Task.ready_at <= db.now()))
+        return db.read(lambda: bool(Task.select(Task.id).where(ready).exists()), patience_s=2)

@@ -1,0 +1,62 @@
+"""create_app: the routers, the guard before them, and an OpenAPI document that tells the truth."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import dramatiq
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
+
+from tower import __version__
+from tower.api import dashboard, errors, fleet, health, tasks, traces
+from tower.api.guard import Guard
+from tower.handler import Registry
+from tower.orchestrator import EnhancedOrchestrator
+from tower.settings import Settings
+
+_DESCRIPTION = "Takes in work as tasks, runs each through its handler, survives what breaks, and leaves a folder a person can read."
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(
+    settings: Settings, orchestrator: EnhancedOrchestrator, registry: Registry, broker: dramatiq.Broker, lifespan: Lifespan | None = None
+) -> FastAPI:
+    """Make the web application around an orchestrator; `lifespan` starts and stops what runs beside it."""
+    app = FastAPI(
+        title="DevOps Control Tower",
+        version=__version__,
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        max_body_size=settings.max_body_mb * 1_000_000,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
+    app.state.settings, app.state.orchestrator, app.state.registry = settings, orchestrator, registry
+    for router in (health.router, tasks.router, traces.router, fleet.router):
+        app.include_router(router)
+    app.add_api_route("/", _home, include_in_schema=False)
+    dashboard.mount(app, settings, broker)
+    errors.install(app)
+    app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, forms_below=dashboard.PATH + "/")
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _home() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return FastAPI's document with our own error schema in place of its default one."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+        schemas = document["components"]["schemas"]
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        problem = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= problem.pop("$defs") | {"Problem": problem}
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,131 @@
+"""Every error as a problem document (RFC 9457) with a machine-readable code."""
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from tower.errors import Conflict, InvalidTask, NotFound, TooLarge, TowerError, Unavailable
+from tower.jsontext import BadJson
+
+MEDIA_TYPE = "application/problem+json"
+
+_STATUS: dict[type[TowerError], int] = {InvalidTask: 422, NotFound: 404, Conflict: 409, TooLarge: 413, Unavailable: 503}
+_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 416: "range_not_satisfiable"}
+
+#: What each status means here, for the OpenAPI document.
+_MEANING = {
+    400: "The body is not JSON the tower accepts.",
+    403: "A page of another origin asked for a change.",
+    404: "There is no such thing.",
+    409: "It exists, but not in a state that allows this.",
+    413: "The body is over the limit.",
+    415: "The body is not declared as application/json.",
+    416: "The file has no such bytes.",
+    421: "The Host header names somebody else.",
+    422: "A field has a value that cannot be used; `detail` names it and the cure.",
+    503: "Not now; try again after `Retry-After` seconds.",
+}
+
+_log = logging.getLogger(__name__)
+
+
+class FieldError(BaseModel):
+    """What is wrong with one field."""
+
+    field: str = Field(examples=["priority"])
+    message: str = Field(examples=["Input should be a valid integer, got '7'."])
+
+
+class Problem(BaseModel):
+    """An error: what, why, and what to do about it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field("about:blank", examples=["about:blank"])
+    title: str = Field(examples=["Unprocessable Content"])
+    status: int = Field(examples=[422])
+    code: str = Field(examples=["unknown_type"])
+    detail: str = Field(examples=["No handler for type 'ehco'. Did you mean 'echo'? Known: command, echo, http, sleep."])
+    field: str | None = Field(None, examples=["type"])
+    errors: list[FieldError] | None = None
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI answers of a route that can fail with these statuses, and with those that every route has."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {status: {"description": _MEANING[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in (*statuses, 421)}
+
+
+def problem(status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
+    """Return an error as a response."""
+    told = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    told |= {name: value for name, value in more.items() if value is not None}
+    return JSONResponse(told, status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every error of the app with a problem document."""
+    app.add_exception_handler(TowerError, _tower_error)
+    app.add_exception_handler(BadJson, _bad_json)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _tower_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, TowerError)  # noqa: S101  # registered for it
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Unavailable) else None
+    return problem(status, error.code, error.message, headers=headers, field=error.field, **error.extra)
+
+
+async def _bad_json(request: Request, error: Exception) -> Response:
+    return problem(400, "invalid_json", str(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    told = [_field_error(item) for item in error.errors()]
+    detail = " ".join(f"{item['field']}: {item['message']}" for item in told)
+    return problem(422, "invalid_field", detail[:2000], field=told[0]["field"], errors=told[:50])
+
+
+def _field_error(item: Any) -> dict[str, str]:
+    where = [str(part) for part in item["loc"] if part not in ("body", "query", "path")] or [str(item["loc"][0])]
+    given = item.get("input")
+    shown = "" if item["type"] == "missing" or isinstance(given, dict | list) else f", got {_short(given)}"
+    message = str(item["msg"]).removeprefix("Value error, ")
+    return {"field": _printable(".".join(where)), "message": _printable(f"{message}{shown}.")}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    code = _CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
+    detail = str(error.detail)
+    if error.status_code == 404:
+        detail = f"There is nothing at {_printable(request.url.path)[:200]}; GET /openapi.json lists what there is."
+    if error.status_code == 405:
+        detail = f"{request.method} is not possible here; the Allow header says what is."
+    if error.status_code == 413:
+        detail = "The body is over the limit (TOWER_MAX_BODY_MB); send less, or a reference to it."
+    return problem(error.status_code, code, detail, headers=dict(error.headers or {}))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    _log.error("a request failed unexpectedly: %s %s", request.method, request.url.path, exc_info=error)
+    return problem(500, "internal_error", "Something went wrong in the tower; its log says what.")

@@ -1,0 +1,187 @@
+"""/tasks: enqueue, list, show, cancel, retry."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+
+from tower import db, queries
+from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, Status, TaskDetail, TaskPage, detail, event, summary
+from tower.api.errors import problems
+from tower.api.strict import StrictRoute
+from tower.errors import InvalidTask
+from tower.orchestrator import EnhancedOrchestrator
+from tower.spec import MAX_BATCH, Key, Line, TaskSpec
+
+router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=StrictRoute)
+
+_UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+
+TaskId = Annotated[str, Path(pattern=_UUID, description="The task's id.", examples=["0192f0c1-2345-7abc-8def-0123456789ab"])]
+
+
+def _plain(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("should not hold a NUL character")
+    return text
+
+
+Text = Annotated[str, AfterValidator(_plain)]
+By = Annotated[Line | None, Query(description="Who asks, for the record.", examples=["alice"])]
+
+_EXAMPLES = {
+    "echo": {"summary": "The smallest task", "value": {"type": "echo", "payload": {"hello": "tower"}}},
+    "command": {
+        "summary": "Run a program",
+        "value": {
+            "type": "command",
+            "payload": {"argv": ["git", "log", "--oneline", "-3"], "cwd": "/srv/app"},
+            "timeout_s": 600,
+            "labels": {"repo": "acme/api"},
+        },
+    },
+}
+
+
+class Batch(BaseModel):
+    """Tasks to accept together: all or none."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tasks: list[TaskSpec] = Field(min_length=1, max_length=MAX_BATCH)
+
+
+def _orchestrator(request: Request) -> EnhancedOrchestrator:
+    found: EnhancedOrchestrator = request.app.state.orchestrator
+    return found
+
+
+@router.post(
+    "/enqueue",
+    status_code=202,
+    response_model=Enqueued,
+    responses={
+        200: {"model": Enqueued, "description": "An earlier request with this idempotency key and body made the task."},
+        202: {"description": "Accepted: the task survives any crash and reaches a final state."},
+        **problems(400, 403, 409, 413, 415, 422, 503),
+    },
+    summary="Enqueue a task",
+)
+def enqueue(
+    request: Request,
+    response: Response,
+    spec: Annotated[TaskSpec, Body(openapi_examples=_EXAMPLES)],
+    idempotency_key: Annotated[Key | None, Header(description="The same as the field of that name.", examples=["release-42"])] = None,
+) -> dict[str, str]:
+    """Take a task in. It has a row when this answers; Location says where to follow it."""
+    if idempotency_key is not None:
+        if spec.idempotency_key not in (None, idempotency_key):
+            raise InvalidTask(
+                f"The header says {idempotency_key!r} and the body {spec.idempotency_key!r}; give one key.",
+                code="invalid_field",
+                field="idempotency_key",
+            )
+        spec = spec.model_copy(update={"idempotency_key": idempotency_key})
+    (accepted,) = _orchestrator(request).enqueue_all([spec])
+    response.status_code = 202 if accepted.new else 200
+    response.headers["location"] = f"/tasks/{accepted.id}"
+    return {"task_id": accepted.id}
+
+
+@router.post(
+    "/enqueue/batch",
+    status_code=202,
+    response_model=BatchEnqueued,
+    responses={
+        202: {"description": "All are accepted."},
+        **problems(400, 403, 409, 413, 415, 422, 503),
+    },
+    summary="Enqueue up to 1,000 tasks, all or none",
+)
+def enqueue_batch(request: Request, batch: Batch) -> dict[str, list[str]]:
+    """Take many tasks in with one commit. Those whose idempotency key is known are not made again."""
+    return {"task_ids": [accepted.id for accepted in _orchestrator(request).enqueue_all(batch.tasks)]}
+
+
+@router.get("", response_model=TaskPage, responses=problems(422, 503), summary="List tasks, newest first")
+def list_tasks(
+    status: Annotated[list[Status] | None, Query(description="Only these statuses.", examples=[["running"]])] = None,
+    type: Annotated[list[Text] | None, Query(description="Only these types.", examples=[["echo"]])] = None,  # noqa: A002
+    label: Annotated[
+        list[Text] | None, Query(description="Only with all these labels, as `name:value`.", examples=[["team:platform"]])
+    ] = None,
+    text: Annotated[
+        Text | None, Query(max_length=200, description="Only with this in the title, type or id.", examples=["release"])
+    ] = None,
+    correlation_id: Annotated[str | None, Query(pattern=_UUID, description="Only of this tree.")] = None,
+    created_after: Annotated[
+        AwareDatetime | None, Query(description="Only created at this time or later.", examples=["2031-05-01T08:00:00Z"])
+    ] = None,
+    created_before: Annotated[AwareDatetime | None, Query(description="Only created before this time.")] = None,
+    cursor: Annotated[str | None, Query(pattern=_UUID, description="`next_cursor` of the page before.")] = None,
+    limit: Annotated[int, Query(ge=1, le=500, description="Tasks per page.")] = 50,
+) -> dict[str, Any]:
+    """List tasks that fit every filter given, one page at a time."""
+    chosen = queries.Filter(
+        statuses=status or (),
+        types=type or (),
+        labels=[_label(item) for item in label or ()],
+        text=text or None,
+        correlation_id=correlation_id,
+        created_after=_seconds(created_after),
+        created_before=_seconds(created_before),
+    )
+    rows = db.read(lambda: queries.tasks(chosen, before=cursor, limit=limit + 1))
+    more = len(rows) > limit
+    return {"tasks": [summary(row) for row in rows[:limit]], "next_cursor": rows[limit - 1]["id"] if more else None}
+
+
+def _label(item: str) -> tuple[str, str]:
+    key, colon, value = item.partition(":")
+    if not colon:
+        raise InvalidTask(f"The label filter {item[:80]!r} has no colon; write name:value.", code="invalid_field", field="label")
+    return key, value
+
+
+def _seconds(at: datetime | None) -> float | None:
+    return at.timestamp() if at else None
+
+
+@router.get("/{task_id}", response_model=TaskDetail, responses=problems(404, 422, 503), summary="Show a task")
+def show(task_id: TaskId) -> dict[str, Any]:
+    """Return everything known about a task, and why it waits if it does."""
+    return detail(db.read(lambda: queries.task(task_id)))
+
+
+@router.get("/{task_id}/events", response_model=Events, responses=problems(404, 422, 503), summary="What happened to a task")
+def events(
+    task_id: TaskId, after: Annotated[int, Query(ge=0, le=2**31 - 1, description="Only events with a greater `seq`.")] = 0
+) -> dict[str, Any]:
+    """Return a task's events in order."""
+
+    def work() -> list[dict[str, Any]]:
+        queries.task(task_id)
+        return queries.events(task_id, after)
+
+    return {"events": [event(row) for row in db.read(work)]}
+
+
+@router.post("/{task_id}/cancel", response_model=Cancelled, responses=problems(403, 404, 409, 415, 422, 503), summary="Cancel a task")
+def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
+    """End a waiting task at once; ask a running one to stop, which takes its worker a heartbeat and its processes 5 s at most."""
+    return {"task_id": task_id, "status": _orchestrator(request).cancel(task_id, by)}
+
+
+@router.post(
+    "/{task_id}/retry",
+    status_code=202,
+    response_model=Enqueued,
+    responses=problems(403, 404, 409, 415, 422, 503),
+    summary="Run a final task again",
+)
+def retry(request: Request, response: Response, task_id: TaskId, by: By = None) -> dict[str, str]:
+    """Enqueue a copy of a final task; the old one keeps its end, and `retry_of` of the new one names it."""
+    accepted = _orchestrator(request).retry(task_id, by)
+    response.headers["location"] = f"/tasks/{accepted.id}"
+    return {"task_id": accepted.id}

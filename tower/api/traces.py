@@ -1,0 +1,142 @@
+"""/tasks/{id}/log and /tasks/{id}/files: the trace, read back."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import Path as PathParam
+from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.sse import format_sse_event
+from starlette.concurrency import run_in_threadpool
+
+from tower import db, queries, trace
+from tower.api.answers import Files
+from tower.api.errors import problems
+from tower.api.tasks import TaskId
+from tower.errors import NotFound
+from tower.models import FINAL
+from tower.trace import LOG
+
+router = APIRouter(prefix="/tasks", tags=["traces"])
+
+_LOOK_S = 0.5
+_KEEP_ALIVE_S = 15.0
+_BATCH = 16
+
+#: Only these are shown by a browser; everything else is downloaded, so that nothing a task wrote runs as a page.
+_SHOWN = {
+    ".txt": "text/plain; charset=utf-8",
+    ".log": "text/plain; charset=utf-8",
+    ".md": "text/plain; charset=utf-8",
+    ".csv": "text/plain; charset=utf-8",
+    ".json": "application/json",
+    ".jsonl": "text/plain; charset=utf-8",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".gif": "image/gif",
+}
+_SANDBOX = {"content-security-policy": "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"}
+
+_LOG_EXAMPLE = "2031-05-01T08:00:00.000Z [0] ── queued\n2031-05-01T08:00:00.012Z [1] echo\n"
+_PARTIAL: dict[int | str, dict[str, Any]] = {206: {"description": "The bytes that the Range header asked for."}}
+
+
+@router.get(
+    "/{task_id}/log",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The log, or a stream of it.",
+            "content": {
+                "text/plain": {"schema": {"type": "string"}, "example": _LOG_EXAMPLE},
+                "text/event-stream": {
+                    "schema": {"type": "string"},
+                    "example": 'event: log\ndata: …\nid: 3\n\nevent: end\ndata: {"status":"succeeded"}\n\n',
+                },
+            },
+        },
+        206: {**_PARTIAL[206], "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(404, 416, 422, 503),
+    },
+    summary="Read or follow a task's log",
+)
+async def log(
+    request: Request,
+    task_id: TaskId,
+    follow: Annotated[bool, Query(description="Stream as server-sent events until the task's end.")] = False,
+    last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Go on after this event of an earlier stream.")] = None,
+) -> Response:
+    """Return log.txt, whole or by byte range; or stream it live, each `log` event some lines, `end` the last."""
+    row = await run_in_threadpool(lambda: db.read(lambda: queries.task(task_id)))
+    if follow:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        return StreamingResponse(_follow(task_id, last_event_id or 0), media_type="text/event-stream", headers=headers)
+    return await run_in_threadpool(_log_file, request.app.state.settings.trace_dir, task_id, row["seq"])
+
+
+def _log_file(root: Path, task_id: str, seq: int) -> Response:
+    try:
+        return _file(trace.find_file(root, task_id, LOG))
+    except NotFound:  # not traced yet, or on a disk that this server does not see: the rows say the same
+        entries = db.read(lambda: queries.log_entries(task_id, 0, seq))
+        return Response(trace.render_log(entries), media_type="text/plain; charset=utf-8", headers=_SANDBOX)
+
+
+def _news(task_id: str, after: int) -> tuple[str, list[dict[str, Any]]]:
+    return db.read(lambda: (queries.task(task_id)["status"], queries.log_entries(task_id, after, _BATCH)))
+
+
+async def _follow(task_id: str, after: int) -> AsyncIterator[bytes]:
+    quiet_s = 0.0
+    while True:
+        status, entries = await run_in_threadpool(_news, task_id, after)
+        for entry in entries:
+            after = entry["seq"]
+            yield format_sse_event(data_str=trace.render_log([entry]).rstrip("\n"), event="log", id=str(after))
+        if not entries and status in FINAL:
+            yield format_sse_event(data_str=json.dumps({"status": status}), event="end")
+            return
+        if not entries:
+            quiet_s += _LOOK_S
+            await asyncio.sleep(_LOOK_S)
+        if quiet_s >= _KEEP_ALIVE_S:
+            quiet_s = 0.0
+            yield format_sse_event(comment="still there")
+
+
+@router.get("/{task_id}/files", response_model=Files, responses=problems(404, 422, 503), summary="List the files of a task's trace")
+def files(request: Request, task_id: TaskId) -> dict[str, Any]:
+    """List what is in the task's folder; empty until something was traced."""
+    db.read(lambda: queries.task(task_id))
+    return {"files": trace.list_files(request.app.state.settings.trace_dir, task_id)}
+
+
+@router.get(
+    "/{task_id}/files/{path:path}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The file.",
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "example": "…"}},
+        },
+        **_PARTIAL,
+        **problems(404, 416, 422, 503),
+    },
+    summary="Read a file of a task's trace",
+)
+def file(
+    request: Request, task_id: TaskId, path: Annotated[str, PathParam(description="Its path in the folder.", examples=["output.json"])]
+) -> Response:
+    """Return one file, whole or by byte range; what a browser could run is sent as a download."""
+    db.read(lambda: queries.task(task_id))
+    return _file(trace.find_file(request.app.state.settings.trace_dir, task_id, path))
+
+
+def _file(path: Path) -> Response:
+    shown = _SHOWN.get(path.suffix.lower())
+    disposition = "inline" if shown else "attachment"
+    media_type = shown or "application/octet-stream"
+    return FileResponse(path, media_type=media_type, filename=path.name, content_disposition_type=disposition, headers=_SANDBOX)

@@ -1,0 +1,149 @@
+"""REDIS_URL to dramatiq broker, and `send`: the one place that knows which broker it is, and that it may be gone."""
+
+import logging
+import threading
+import time
+from collections import deque
+from queue import Queue
+from typing import Any
+
+import dramatiq
+import redis
+from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
+from dramatiq.brokers.stub import StubBroker
+from dramatiq.errors import ConnectionClosed
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from tower.settings import Settings
+
+#: Actors that every tower has; a handler's actor is named after its type.
+ORCHESTRATE, TRACE = "tower.orchestrate", "tower.trace"
+
+_PAUSE_S = 1.0
+_SOCKET_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+def handler_actor(type_name: str) -> str:
+    """Return the name of the actor that runs tasks of a type."""
+    return f"handler.{type_name}"
+
+
+def open_broker(settings: Settings) -> dramatiq.Broker:
+    """Make the broker of the settings, without any of dramatiq's own retries, limits or results."""
+    if settings.redis_url is None:
+        broker: dramatiq.Broker = _EmbeddedBroker()
+    else:
+        # One try and short limits: a message is only a nudge, so no request waits long for a broker that is down.
+        client = redis.Redis.from_url(
+            settings.redis_url,
+            socket_connect_timeout=1,
+            socket_timeout=_SOCKET_S,
+            health_check_interval=15,
+            retry=Retry(NoBackoff(), 0),
+        )
+        broker = _WakingRedisBroker(client=client, namespace="tower", middleware=[], dead_message_ttl=3_600_000)  # type: ignore[no-untyped-call]
+    dramatiq.set_broker(broker)
+    return broker
+
+
+class _EmbeddedBroker(StubBroker):
+    """dramatiq's in-process broker; it keeps no unbounded memory of messages that failed."""
+
+    def __init__(self) -> None:
+        super().__init__(middleware=[])
+        self.dead_letters_by_queue = _Bounded()  # type: ignore[assignment]
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue, and no second one for delayed messages: nothing here is ever delayed."""
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues[queue_name] = Queue()
+            self.emit_after("declare_queue", queue_name)
+
+
+class _Bounded(dict[str, Any]):
+    def __missing__(self, queue: str) -> Any:
+        self[queue] = deque(maxlen=100)
+        return self[queue]
+
+
+class _WakingConsumer(_RedisConsumer):
+    """Waits for a message inside Redis instead of sleeping ever longer between two looks.
+
+    BLMOVE from a list's head to its own head blocks until there is a message and changes nothing.
+    """
+
+    def __next__(self) -> Any:
+        if not self.message_cache and self.outstanding_message_count < self.prefetch:
+            try:
+                self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
+                if not self.message_cache:
+                    key = f"{self.broker.namespace}:{self.queue_name}"
+                    self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
+                    return None
+            except (redis.ConnectionError, redis.TimeoutError) as error:
+                raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
+        return super().__next__()  # type: ignore[no-untyped-call]
+
+
+class _WakingRedisBroker(RedisBroker):
+    """dramatiq's Redis broker whose consumers are woken by the message itself."""
+
+    consumer_class = _WakingConsumer
+
+    def declare_queue(self, queue_name: str) -> None:
+        """Declare a queue, and no second one for delayed messages: nothing here is ever delayed."""
+        if queue_name not in self.queues:
+            self.emit_before("declare_queue", queue_name)
+            self.queues.add(queue_name)
+            self.emit_after("declare_queue", queue_name)
+
+
+class Nudger:
+    """Sends nudges, and forgets a broker that is down for a moment: the sweep sends again."""
+
+    def __init__(self, broker: dramatiq.Broker) -> None:
+        self._broker = broker
+        self._lock = threading.Lock()
+        self._down_until = 0.0
+        self._is_down = False
+
+    def send(self, actor_name: str, task_id: str) -> bool:
+        """Send a task's id to an actor; call it after the commit. Returns False, and raises nothing, if it could not."""
+        if time.monotonic() < self._down_until:
+            return False
+        try:
+            self._broker.get_actor(actor_name).send(task_id)
+        except Exception as error:  # whatever is wrong with the broker, the row is the truth
+            self._note_down(error)
+            return False
+        if self._is_down:
+            self._note_up()
+        return True
+
+    def ping(self) -> str | None:
+        """Return None if the broker takes messages, else what is wrong."""
+        client = getattr(self._broker, "client", None)
+        if client is None:
+            return None
+        try:
+            client.ping()
+        except redis.RedisError as error:
+            return str(error) or type(error).__name__
+        return None
+
+    def _note_down(self, error: Exception) -> None:
+        with self._lock:
+            self._down_until = time.monotonic() + _PAUSE_S
+            if not self._is_down:
+                self._is_down = True
+                _log.warning("the broker takes no messages, tasks are found by the sweep until it does: %s", error)
+
+    def _note_up(self) -> None:
+        with self._lock:
+            if self._is_down:
+                self._is_down = False
+                _log.info("the broker takes messages again")

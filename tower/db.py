@@ -1,0 +1,161 @@
+"""DATABASE_URL to database: the one place that knows which it is, and how to outlive its failures."""
+
+import logging
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import peewee
+from playhouse.db_url import parse
+from playhouse.migrations import Runner
+from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
+
+from tower.errors import SettingsError, Unavailable
+from tower.settings import Settings
+
+T = TypeVar("T")
+
+database = peewee.DatabaseProxy()
+
+#: What a database that comes back can cure: it restarted, it was locked, every connection was in use.
+TRANSIENT = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded)
+
+_MIGRATIONS = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
+_log = logging.getLogger(__name__)
+
+
+def open_database(settings: Settings) -> None:
+    """Point the models at the database of the settings; it connects when first used."""
+    if settings.database_url.startswith("sqlite"):
+        database.initialize(_sqlite(settings))
+    else:
+        database.initialize(_postgres(settings))
+
+
+def close_database() -> None:
+    """Close every connection of this process."""
+    if database.obj is not None:
+        database.close_all()
+
+
+def is_postgres() -> bool:
+    """Whether rows live in Postgres."""
+    return isinstance(database.obj, peewee.PostgresqlDatabase)
+
+
+def _sqlite(settings: Settings) -> peewee.Database:
+    path = Path(settings.database_url.removeprefix("sqlite:///"))
+    if not path.parent.is_dir():
+        raise SettingsError(f"DATABASE_URL names {path}, but there is no folder {path.parent}; make it first.")
+    return PooledSqliteDatabase(
+        str(path),
+        # FULL: an answered POST survives a power cut.
+        pragmas={"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000},
+        # A transaction that reads first could otherwise not upgrade its lock, whatever the timeout.
+        lock_type="IMMEDIATE",
+        max_connections=settings.db_pool,
+        timeout=5,
+        check_same_thread=False,
+        autoconnect=False,
+    )
+
+
+def _postgres(settings: Settings) -> peewee.Database:
+    if not urlsplit(settings.database_url).path.strip("/"):
+        raise SettingsError("DATABASE_URL names no database; add it at the end, as in postgres://host/tower.")
+    options: dict[str, Any] = {
+        "connect_timeout": 3,
+        "options": "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000",
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "application_name": "devops-control-tower",
+        **parse(settings.database_url, unquote_user=True, unquote_password=True),
+    }
+    return PooledPostgresqlDatabase(max_connections=settings.db_pool, timeout=5, autoconnect=False, **options)
+
+
+def unit(work: Callable[[], T], *, patience_s: float = 10.0) -> T:
+    """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
+
+    A commit whose answer was lost runs `work` a second time, so it must recognise what it did the first time.
+    """
+    return _patiently(lambda: _atomically(work), patience_s)
+
+
+def read(work: Callable[[], T], *, patience_s: float = 5.0) -> T:
+    """Run `work`, which only reads, outside a transaction, so that it never waits for a writer."""
+    return _patiently(work, patience_s)
+
+
+def _atomically(work: Callable[[], T]) -> T:
+    with database.atomic():
+        return work()
+
+
+def _patiently(work: Callable[[], T], patience_s: float) -> T:
+    deadline, pause = time.monotonic() + patience_s, 0.05
+    while True:
+        try:
+            with database.connection_context():
+                return work()
+        except (peewee.PeeweeException, MaxConnectionsExceeded) as error:
+            if _has_no_tables(error):
+                raise Unavailable("The database is not prepared yet.", code="database_unavailable") from error
+            if not isinstance(error, TRANSIENT) or _is_mistake(error):
+                raise
+            if time.monotonic() + pause > deadline:
+                raise Unavailable(f"The database does not answer: {_first_line(error)}", code="database_unavailable") from error
+            _log.debug("the database does not answer, trying again: %s", _first_line(error))
+        time.sleep(pause)
+        pause = min(pause * 2, 1.0)
+
+
+def _is_mistake(error: BaseException) -> bool:
+    """Whether SQLite refused the statement itself, which it reports like an outage."""
+    return getattr(error.__cause__ or error.__context__, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+
+
+def _has_no_tables(error: BaseException) -> bool:
+    return "no such table" in str(error) or type(error.__cause__ or error.__context__).__name__ == "UndefinedTable"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def now() -> peewee.SQL:
+    """Return the database's own clock, in seconds since the epoch, as a piece of SQL."""
+    if is_postgres():
+        return peewee.SQL("extract(epoch from clock_timestamp())::double precision")
+    return peewee.SQL("((julianday('now') - 2440587.5) * 86400.0)")
+
+
+def clock() -> float:
+    """Ask the database for its time, in seconds since the epoch."""
+    return float(database.execute_sql(f"SELECT {now().sql}").fetchone()[0])
+
+
+def lock_for_dispatch() -> None:
+    """Let one transaction at a time decide what may start."""
+    if is_postgres():  # in SQLite BEGIN IMMEDIATE has done it
+        database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK + 1,))
+
+
+def migrate() -> list[str]:
+    """Bring the schema up to date, once, however many processes start together; return what was applied."""
+
+    def work() -> list[str]:
+        if is_postgres():
+            database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+        runner = Runner(database.obj, str(_MIGRATIONS))
+        strangers = [step.name for step in runner.status() if step.path is None]
+        if strangers:
+            raise SettingsError(f"The database was made by a newer tower ({', '.join(strangers)}); upgrade this one.")
+        return list(runner.up())
+
+    return unit(work, patience_s=30.0)

@@ -1,0 +1,78 @@
+"""The errors the tower raises, and the table of codes a task may fail with.
+
+TowerError
+├── SettingsError        the environment does not describe a tower that can start
+├── InvalidTask          what was asked for can never become a task
+├── NotFound             nothing has that name
+├── Conflict             it exists, but not in a state that allows this
+├── TooLarge             over a limit
+└── Unavailable          not now; the same request may work in a moment
+"""
+
+from typing import Any
+
+
+class TowerError(Exception):
+    """Base of every error the tower raises on purpose: a machine-readable code and a sentence with the cure."""
+
+    def __init__(self, message: str, *, code: str, field: str | None = None, **extra: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        #: The field of the request at fault, as a path such as ``payload.argv``.
+        self.field = field
+        #: More members for the problem document.
+        self.extra = extra
+
+
+class SettingsError(TowerError):
+    """The environment does not describe a tower that can start."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="settings")
+
+
+class InvalidTask(TowerError):
+    """What was asked for can never become a task."""
+
+
+class NotFound(TowerError):
+    """Nothing has that name."""
+
+
+class Conflict(TowerError):
+    """It exists, but not in a state that allows this."""
+
+
+class TooLarge(TowerError):
+    """Over a limit."""
+
+
+class Unavailable(TowerError):
+    """Not now; the same request may work in a moment."""
+
+    def __init__(self, message: str, *, code: str = "unavailable", retry_after_s: int = 2) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
+#: Every code the tower itself gives a task that did not succeed, with what to do about it.
+FAILURES: dict[str, str] = {
+    "handler_error": "The handler raised an exception; its traceback is at the end of log.txt.",
+    "invalid_payload": "The payload no longer fits the handler's model; enqueue it again as GET /handlers describes.",
+    "unknown_type": "No worker that took this task knows its type; start workers with the same handlers as the server.",
+    "timeout": "It ran longer than timeout_s; raise timeout_s or make the work smaller.",
+    "cancelled": "Somebody asked for it to stop; retry it if that was a mistake.",
+    "worker_lost": "Its worker died too often while it ran; look at the worker's log and memory, then retry.",
+    "exit_nonzero": "The command ran and failed; its last lines are in error.tail, the rest in log.txt.",
+    "command_not_found": "The worker has no such program; check argv[0] and the worker's PATH.",
+    "command_not_started": "The worker could not start the program; check cwd and permissions.",
+    "unexpected_status": "The server answered with another status than expect_status; the answer is in error.",
+    "http_error": "No usable answer came from the server; check the URL, the network and the certificate.",
+    "redirect_refused": "The server redirected to another scheme or too often; call the final URL directly.",
+    "response_too_large": "The answer was over max_bytes; raise it or ask for less.",
+    "result_too_large": "The handler's result was over the limit; leave big results as artifacts.",
+    "result_not_json": "The handler returned something JSON cannot hold; return dicts, lists, strings and finite numbers.",
+    "artifact_missing": "A file that should be kept was not there at the end; check the path against cwd.",
+    "artifact_too_large": "The files to keep are over TOWER_ARTIFACT_LIMIT_MB; keep fewer or raise it.",
+}

@@ -1,0 +1,185 @@
+"""What a handler is: a plain function for one task type, its registration, and the context it is given."""
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from tower.errors import InvalidTask
+
+#: Queues that carry the tower's own messages.
+RESERVED_QUEUES = ("orchestrator", "trace")
+
+_NAME = re.compile(r"^[a-z][a-z0-9_.-]{0,63}$")
+_CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+
+HandlerFunction = Callable[[Any, "TaskContext"], Any]
+F = TypeVar("F", bound=HandlerFunction)
+
+
+class Fail(Exception):
+    """Raised by a handler to end its attempt with a code of its own; `details` go into the task's error."""
+
+    def __init__(self, code: str, message: str, **details: Any) -> None:
+        if not _CODE.match(code):
+            raise ValueError(f"A failure code is lower case with underscores, as in exit_nonzero; got {code!r}.")
+        super().__init__(message)
+        self.code, self.message, self.details = code, message, details
+
+
+class Retry(Exception):
+    """Raised by a handler to be tried again `after_s` seconds from now, if it has attempts left."""
+
+    def __init__(self, after_s: float, message: str = "The handler asked to be tried again.") -> None:
+        super().__init__(message)
+        self.after_s, self.message = after_s, message
+
+
+class Stopped(Exception):
+    """Raised inside a handler when its attempt must end now: cancelled, timed out, or its lease is gone."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a child process ended."""
+
+    #: The exit code; minus the signal's number if a signal ended it.
+    exit_code: int
+    #: The last lines of its output.
+    tail: str
+
+
+class TaskContext(Protocol):
+    """What a handler is given beside its payload."""
+
+    #: The task's id, and the number of this try. Together they name one side effect.
+    id: str
+    attempt: int
+    #: The attempt's own folder; it is removed at the end.
+    folder: Path
+
+    def log(self, text: str) -> None:
+        """Add lines to log.txt."""
+
+    def artifact(self, name: str) -> Path:
+        """Return where to write a file that shall be kept in the trace as artifacts/<name>."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the attempt should stop as soon as it can."""
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds until the attempt times out."""
+
+    def wait(self, seconds: float) -> None:
+        """Sleep; raise Stopped when the attempt must end first."""
+
+    def run(
+        self, argv: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None, stdin: str | None = None
+    ) -> Finished:
+        """Run a child process whose output streams into log.txt; its whole tree ends with the attempt.
+
+        Raises Fail if it cannot start and Stopped if the attempt must end first.
+        """
+
+
+@dataclass(frozen=True)
+class HandlerType:
+    """A registered handler: the function and the defaults of its type."""
+
+    #: The task type it runs.
+    name: str
+    function: HandlerFunction
+    payload: type[BaseModel]
+    queue: str
+    timeout_s: float
+    max_attempts: int
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    def check(self, payload: dict[str, Any]) -> BaseModel:
+        """Return the payload as the handler's model; raise InvalidTask naming the field, the value and the cure."""
+        try:
+            return self.payload.model_validate(payload)
+        except ValidationError as error:
+            raise InvalidTask(
+                f"The payload does not fit type '{self.name}'. " + " ".join(_explain(item) for item in error.errors(include_url=False)),
+                code="invalid_payload",
+                field=".".join(["payload", *(str(part) for part in error.errors()[0]["loc"])]),
+            ) from None
+
+
+class Registry:
+    """The handlers this process knows, by type."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, HandlerType] = {}
+
+    def add(self, made: HandlerType) -> None:
+        """Register a handler; raise ValueError for a second one of the same type."""
+        known = self._types.get(made.name)
+        if known and known.function.__module__ != made.function.__module__:
+            raise ValueError(f"Type '{made.name}' has two handlers, in {known.function.__module__} and {made.function.__module__}.")
+        self._types[made.name] = made
+
+    def get(self, name: str) -> HandlerType:
+        """Return the handler of a type; raise InvalidTask with the nearest name."""
+        if name in self._types:
+            return self._types[name]
+        near = difflib.get_close_matches(name, self._types, n=1)
+        guess = f" Did you mean '{near[0]}'?" if near else ""
+        raise InvalidTask(
+            f"No handler for type {_quoted(name)}.{guess} Known: {', '.join(sorted(self._types))}.", code="unknown_type", field="type"
+        )
+
+    def __iter__(self) -> Iterator[HandlerType]:
+        return iter(sorted(self._types.values(), key=lambda made: made.name))
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues of all types."""
+        return sorted({made.queue for made in self._types.values()})
+
+
+registry = Registry()
+
+
+def handler(
+    name: str,
+    *,
+    payload: type[BaseModel],
+    queue: str = "default",
+    timeout_s: float = 3600.0,
+    max_attempts: int = 1,
+) -> Callable[[F], F]:
+    """Register the decorated function as the handler of a task type, with the type's defaults."""
+    for word, value in (("type", name), ("queue", queue)):
+        if not _NAME.match(value):
+            raise ValueError(f"A {word} is lower-case letters, digits, '.', '-' and '_', as in run_tests; got {value!r}.")
+    if queue in RESERVED_QUEUES:
+        raise ValueError(f"The queue {queue!r} is the tower's own; take another.")
+
+    def register(function: F) -> F:
+        registry.add(HandlerType(name, function, payload, queue, timeout_s, max_attempts))
+        return function
+
+    return register
+
+
+def _explain(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"]) or "the payload"
+    given = "" if item["type"] == "missing" else f", got {_quoted(item['input'])}"
+    return f"{where}: {item['msg']}{given}."
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

@@ -1,0 +1,68 @@
+"""Which machine and process this is, and which other processes on it are alive."""
+
+import os
+import signal
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+#: Set in the environment of every child process: `<task id>:<attempt>`.
+MARK = "TOWER_TASK"
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """One process, told apart from a later one with the same pid."""
+
+    #: The kernel's boot and pid namespace: a pid means the same only where this is equal.
+    space: str
+    pid: int
+    #: Seconds since the epoch at which it started, as the kernel says.
+    started: float
+
+    def is_dead(self) -> bool:
+        """Return True only if it ran in our own pid space and is surely gone."""
+        if self.space != pid_space():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+
+def this_process() -> ProcessId:
+    """Return the identity of the running process."""
+    return ProcessId(pid_space(), os.getpid(), psutil.Process().create_time())
+
+
+def hostname() -> str:
+    """Return the machine's name, for people."""
+    return socket.gethostname()
+
+
+def pid_space() -> str:
+    """Return what two processes share only if they see each other's pids."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"{hostname()}/{psutil.boot_time():.0f}"
+
+
+def kill_marked(task_id: str, attempt: int) -> int:
+    """Kill every process on this machine that carries the mark of an attempt; return how many there were.
+
+    It finds what left its process group: daemons, double forks, `setsid`.
+    """
+    mark, killed = f"{task_id}:{attempt}", 0
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+        except (psutil.Error, OSError):
+            continue  # it ended meanwhile, or belongs to somebody else
+    return killed

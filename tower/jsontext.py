@@ -1,0 +1,100 @@
+"""JSON as the tower accepts and stores it: UTF-8, unique keys, finite numbers, text any database can hold."""
+
+import json
+import math
+from typing import Any, NoReturn
+
+_MAX_DEPTH = 100
+_MAX_INT = 2**63 - 1
+
+
+class BadJson(ValueError):
+    """The text is not JSON the tower accepts; the message says why and where."""
+
+
+def loads(data: bytes) -> Any:
+    """Parse a request body; raise BadJson for anything another program could read differently."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadJson(f"The body is not UTF-8 (byte {error.start}); send UTF-8 JSON.") from None
+    if text.startswith("\ufeff"):
+        raise BadJson("The body starts with a byte order mark; send UTF-8 JSON without one.")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_small)
+    except json.JSONDecodeError as error:
+        raise BadJson(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
+    except RecursionError:
+        raise BadJson(_too_deep()) from None
+    check(value)
+    return value
+
+
+def dumps(value: Any) -> str:
+    """Write a value as compact JSON; raise BadJson for what JSON or a database cannot hold."""
+    try:
+        check(value)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise error if isinstance(error, BadJson) else BadJson(f"Not JSON: {error}") from None
+
+
+def canonical(value: Any) -> str:
+    """Write a value so that equal values give equal text."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), sort_keys=True)
+
+
+def check(value: Any, depth: int = 0) -> None:
+    """Raise BadJson if a parsed value holds text, numbers or depth that some part of the tower cannot keep."""
+    if depth > _MAX_DEPTH:
+        raise BadJson(_too_deep())
+    if isinstance(value, str):
+        _check_text(value)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if isinstance(key, str):
+                _check_text(key)
+            check(item, depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check(item, depth + 1)
+
+
+def _check_text(text: str) -> None:
+    if "\x00" in text:
+        raise BadJson(f"The text {text[:40]!r} holds a NUL character; remove it.")
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadJson(f"The text {text[:40]!r} holds half a surrogate pair; send whole characters.") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise BadJson(f"The key {key[:40]!r} stands twice in one object; keep one.")
+        made[key] = value
+    return made
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise BadJson(f"{name} is not JSON; use null or a finite number.")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise BadJson(f"The number {text[:40]} is too large for a double.")
+    return value
+
+
+def _small(text: str) -> int:
+    if len(text) > 20 or abs(int(text)) > _MAX_INT:
+        raise BadJson(f"The number {text[:40]} does not fit 64 bits; send it as a string.")
+    return int(text)
+
+
+def _too_deep() -> str:
+    return f"The value is nested deeper than {_MAX_DEPTH} levels; flatten it."

@@ -1,0 +1,494 @@
+"""The state machine: every change of a task's status is made here, as one guarded update plus its event row.
+
+Every function runs inside `db.unit`. A transition happened only if its update changed the row: messages come twice, workers come
+back from the dead, and then nothing happens. See ARROWS for what may follow what.
+"""
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import peewee
+from peewee import fn
+
+from tower import db, log
+from tower.models import (
+    CANCELLED,
+    DISPATCHED,
+    FAILED,
+    IN_FLIGHT,
+    QUEUED,
+    RUNNING,
+    SUCCEEDED,
+    TIMED_OUT,
+    Task,
+    TaskArtifact,
+    TaskEvent,
+    TaskLabel,
+    TaskLog,
+)
+
+#: What may follow each status. Nothing follows a final one.
+ARROWS: dict[str, tuple[str, ...]] = {
+    QUEUED: (DISPATCHED, CANCELLED),
+    DISPATCHED: (RUNNING, QUEUED, CANCELLED),
+    RUNNING: (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT, QUEUED),
+    SUCCEEDED: (),
+    FAILED: (),
+    CANCELLED: (),
+    TIMED_OUT: (),
+}
+
+#: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
+NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
+#: A trace that nobody wrote is asked for again, likewise.
+TRACE_S, TRACE_CEILING_S = 2.0, 300.0
+#: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, with jitter.
+BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
+
+#: Rows inserted by one statement: SQLite takes 32,766 values.
+_ROWS = 500
+
+#: A log chunk and an artifact part hold at most this many bytes.
+CHUNK = 256 * 1024
+
+_log = logging.getLogger("tower.task")
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """A task that was accepted but has no row yet; texts are JSON."""
+
+    id: str
+    type: str
+    queue: str
+    payload: str
+    labels: dict[str, str]
+    priority: int
+    not_before: float | None
+    timeout_s: float
+    max_attempts: int
+    correlation_id: str
+    title: str | None = None
+    requested_by: str | None = None
+    concurrency_key: str | None = None
+    idempotency_key: str | None = None
+    idempotency_hash: str | None = None
+    retry_of: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A lease on one attempt, and what its worker needs to know to run it."""
+
+    id: str
+    attempt: int
+    token: str
+    worker_id: str
+    type: str
+    payload: str
+    timeout_s: float
+    max_attempts: int
+    failures: int
+    #: The database's time at the claim; the log of the attempt counts on from it.
+    started_at: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended. `retry_after_s` is set only if the handler named it."""
+
+    status: str
+    result: str | None = None
+    error: dict[str, Any] | None = None
+    may_retry: bool = True
+    retry_after_s: float | None = None
+    artifacts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """A task that somebody should look at, and the type whose actor that is."""
+
+    id: str
+    type: str
+
+
+# ---- queued
+
+
+def insert(tasks: Sequence[NewTask]) -> set[str]:
+    """Insert tasks as queued, each with its first event; return the ids of those whose key was new."""
+    at = db.clock()
+    rows = [_row(task, at) for task in tasks]
+    made = {
+        row["id"] for some in peewee.chunked(rows, _ROWS) for row in Task.insert_many(some).on_conflict_ignore().returning(Task.id).dicts()
+    }
+    labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks if task.id in made for key, value in task.labels.items()]
+    if labels:
+        TaskLabel.insert_many(labels).execute()
+    _record([{"id": task.id, "seq": 1, "attempt": 0, "updated_at": at} for task in tasks if task.id in made], "queued", {})
+    return made
+
+
+def _row(task: NewTask, at: float) -> dict[str, Any]:
+    names = ("id", "type", "queue", "payload", "priority", "not_before", "timeout_s", "max_attempts", "correlation_id", "title")
+    more = ("requested_by", "concurrency_key", "idempotency_key", "idempotency_hash", "retry_of")
+    return {
+        **{name: getattr(task, name) for name in (*names, *more)},
+        "labels": json.dumps(task.labels, ensure_ascii=False),
+        "status": QUEUED,
+        "rank": at - task.priority,
+        "seq": 1,
+        "ready_at": task.not_before or 0,
+        "nudge_at": max(at, task.not_before or 0) + NUDGE_S,
+        "trace_due_at": at + TRACE_S,
+        "created_at": at,
+        "queued_at": at,
+        "updated_at": at,
+    }
+
+
+# ---- queued -> dispatched -> running
+
+
+def dispatch(ids: Sequence[str]) -> list[Nudge]:
+    """Mark queued tasks as chosen to start; return those that were still queued."""
+    rows = _move(
+        Task.id << list(ids), (QUEUED,), DISPATCHED, "dispatched", {}, nudges=0, nudge_at=db.now() + NUDGE_S, dispatched_at=db.now()
+    )
+    return [Nudge(row["id"], row["type"]) for row in rows]
+
+
+def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Sequence[str] = ()) -> Claim | None:
+    """Lease a dispatched task to a worker: the one named, or the first in order of the queues; None if there is none.
+
+    The attempt number grows. With the token of an earlier call whose answer was lost, the same claim is returned.
+    """
+    again = Task.select().where(Task.claim_token == token, Task.status == RUNNING).dicts().first() if token else None
+    if again:
+        return _claim(again)
+    chosen: Any = task_id
+    if task_id is None:
+        chosen = Task.select(Task.id).where(Task.status == DISPATCHED, Task.queue << list(queues)).order_by(Task.rank, Task.id).limit(1)
+        if db.is_postgres():
+            chosen = chosen.for_update("FOR UPDATE SKIP LOCKED")
+    rows = _move(
+        Task.id == chosen,
+        (DISPATCHED,),
+        RUNNING,
+        "started",
+        {"worker": worker_id},
+        attempt=Task.attempt + 1,
+        worker_id=worker_id,
+        claim_token=token,
+        beat=Task.beat + 1,
+        returning=_CLAIMED,
+        started_at=db.now(),
+        cancel_requested_at=None,
+    )
+    return _claim(rows[0]) if rows else None
+
+
+_CLAIMED = ("worker_id", "claim_token", "payload", "timeout_s", "max_attempts", "failures", "started_at")
+
+
+def _claim(row: dict[str, Any]) -> Claim:
+    names = ("id", "attempt", "worker_id", "type", "payload", "timeout_s", "max_attempts", "failures", "started_at")
+    return Claim(token=row["claim_token"], **{name: row[name] for name in names})
+
+
+# ---- running
+
+
+def heartbeat(worker_id: str, ids: Sequence[str]) -> dict[tuple[str, int], bool]:
+    """Renew a worker's leases with one statement; return those it still holds, and whether each was asked to stop."""
+    rows = (
+        Task.update(beat=Task.beat + 1)
+        .where(Task.status == RUNNING, Task.worker_id == worker_id, Task.id << list(ids))
+        .returning(Task.id, Task.attempt, Task.cancel_requested_at)
+        .dicts()
+    )
+    return {(row["id"], row["attempt"]): row["cancel_requested_at"] is not None for row in rows}
+
+
+def append_log(claim: Claim, text: str) -> bool:
+    """Add whole lines to a running task's log; False if the lease is gone."""
+    rows = Task.update(seq=Task.seq + 1, updated_at=db.now()).where(*_held(claim)).returning(Task.seq).dicts()
+    for row in rows:
+        TaskLog.insert(task_id=claim.id, seq=row["seq"], attempt=claim.attempt, text=text).execute()
+        return True
+    return False
+
+
+def keep_artifact(claim: Claim, name: str, part: int, data: bytes) -> bool:
+    """Keep a piece of a file that the attempt left; False if the lease is gone."""
+    if not Task.select(Task.id).where(*_held(claim)).exists():
+        return False
+    if part == 0:
+        TaskArtifact.delete().where(TaskArtifact.task_id == claim.id, TaskArtifact.name == name).execute()
+    TaskArtifact.insert(task_id=claim.id, name=name, part=part, attempt=claim.attempt, data=data).on_conflict_ignore().execute()
+    return True
+
+
+def _held(claim: Claim) -> tuple[Any, ...]:
+    return (Task.id == claim.id, Task.status == RUNNING, Task.attempt == claim.attempt, Task.claim_token == claim.token)
+
+
+# ---- running -> final, or queued again
+
+
+def finish(claim: Claim, outcome: Outcome, token: str, tail: str = "") -> str | None:
+    """Record how an attempt ended, with the last lines of its log; return the new status, None if the lease was gone.
+
+    A failure with attempts left puts the task back into the queue. With the token of an earlier call whose answer was lost,
+    the status it set is returned.
+    """
+    ended = Task.select(Task.status).where(Task.id == claim.id, Task.finish_token == token).tuples().first()
+    if ended:
+        return str(ended[0])
+    if tail and not append_log(claim, tail):
+        return None
+    failed = outcome.status in (FAILED, TIMED_OUT)
+    if failed and outcome.may_retry and claim.failures + 1 < claim.max_attempts:
+        return _try_again(claim, outcome, token)
+    error = outcome.error or {}
+    rows = _move(
+        _all(*_held(claim)),
+        (RUNNING,),
+        outcome.status,
+        outcome.status,
+        {name: error[name] for name in ("code", "message") if name in error},
+        result=outcome.result,
+        error_code=error.get("code"),
+        error=json.dumps(error, ensure_ascii=False) if error else None,
+        failures=Task.failures + int(failed),
+        finish_token=token,
+        finished_at=db.now(),
+    )
+    return outcome.status if rows else None
+
+
+def _try_again(claim: Claim, outcome: Outcome, token: str) -> str | None:
+    error = outcome.error or {}
+    wait = outcome.retry_after_s if outcome.retry_after_s is not None else backoff_s(claim.failures + 1)
+    rows = _move(
+        _all(*_held(claim)),
+        (RUNNING,),
+        QUEUED,
+        "retry_scheduled",
+        {"code": error.get("code"), "message": error.get("message"), "after_s": round(wait, 3)},
+        error_code=error.get("code"),
+        error=json.dumps(error, ensure_ascii=False),
+        failures=Task.failures + 1,
+        finish_token=token,
+        **_requeued(wait),
+    )
+    return QUEUED if rows else None
+
+
+def backoff_s(failures: int) -> float:
+    """Return how long to wait after so many failures: doubling, up to a ceiling, with a third of jitter."""
+    return float(min(BACKOFF_CEILING_S, BACKOFF_S * 2 ** (failures - 1)) * random.uniform(0.67, 1.0))
+
+
+def release(claim: Claim, reason: str, token: str, tail: str = "") -> bool:
+    """Hand a running task back to the queue, because its worker stops; the attempt counts neither as failure nor as loss."""
+    if tail and not append_log(claim, tail):
+        return False
+    return bool(_move(_all(*_held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0)))
+
+
+def _requeued(wait_s: float) -> dict[str, Any]:
+    at = db.now()
+    return {"queued_at": at, "ready_at": at + wait_s if wait_s else 0, "nudges": 0, "nudge_at": at + wait_s}
+
+
+# ---- taken back by the sweep
+
+
+def undeliver(ids: Sequence[str]) -> list[str]:
+    """Put dispatched tasks back into the queue because no worker serves it any more."""
+    return [row["id"] for row in _move(Task.id << list(ids), (DISPATCHED,), QUEUED, "undelivered", {}, **_requeued(0))]
+
+
+def expire(task_id: str, attempt: int, beat: int, max_losses: int, reason: str) -> str | None:
+    """Take a running task from a worker that is gone, unless it beat meanwhile; return the new status, None if it did."""
+    row = (
+        Task.select(Task.losses, Task.cancel_requested_at)
+        .where(Task.id == task_id, Task.status == RUNNING, Task.attempt == attempt, Task.beat == beat)
+        .dicts()
+        .first()
+    )
+    if row is None:
+        return None
+    unchanged = _all(Task.id == task_id, Task.attempt == attempt, Task.beat == beat)
+    cancelled, lost = row["cancel_requested_at"] is not None, {"code": "worker_lost", "message": reason}
+    if not cancelled and row["losses"] + 1 < max_losses:
+        wait = backoff_s(row["losses"]) if row["losses"] else 0
+        rows = _move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **_requeued(wait))
+        return QUEUED if rows else None
+    status, error = (
+        (CANCELLED, {"code": "cancelled", "message": "Cancelled; its worker was lost meanwhile."}) if cancelled else (FAILED, lost)
+    )
+    rows = _move(
+        unchanged,
+        (RUNNING,),
+        status,
+        status,
+        error,
+        losses=Task.losses + 1,
+        error_code=error["code"],
+        error=json.dumps(error),
+        finished_at=db.now(),
+    )
+    return status if rows else None
+
+
+# ---- cancel
+
+
+def cancel(task_id: str, by: str | None) -> str | None:
+    """Cancel a task that is not running at once, and ask a running one to stop; return its status then, None if it is final."""
+    data = {"by": by} if by else {}
+    error = {"code": "cancelled", "message": "Cancelled before it started."}
+    rows = _move(
+        Task.id == task_id,
+        (QUEUED, DISPATCHED),
+        CANCELLED,
+        "cancelled",
+        {**error, **data},
+        cancel_requested_at=db.now(),
+        error_code="cancelled",
+        error=json.dumps(error),
+        finished_at=db.now(),
+    )
+    if rows:
+        return CANCELLED
+    asked = (
+        Task.update(cancel_requested_at=db.now(), seq=Task.seq + 1, updated_at=db.now())
+        .where(Task.id == task_id, Task.status == RUNNING, Task.cancel_requested_at.is_null())
+        .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at)
+        .dicts()
+    )
+    _record(list(asked), "cancel_requested", data)
+    return RUNNING if Task.select(Task.id).where(Task.id == task_id, Task.status == RUNNING).exists() else None
+
+
+# ---- nudges that come due
+
+
+def due_to_start() -> Nudge | None:
+    """Return a queued task that could start and has not been nudged for a while; push its next nudge back."""
+    ready = Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now(), Task.nudge_at <= db.now())
+    return next(iter(_push_back(ready.order_by(Task.rank, Task.id), QUEUED, 1)), None)
+
+
+def due_to_run(limit: int) -> list[Nudge]:
+    """Return dispatched tasks whose nudge nobody took; push their next nudges back."""
+    waiting = Task.select(Task.id).where(Task.status == DISPATCHED, Task.nudge_at <= db.now())
+    return _push_back(waiting.order_by(Task.nudge_at), DISPATCHED, limit)
+
+
+def _push_back(due: Any, status: str, limit: int) -> list[Nudge]:
+    rows = (
+        Task.update(nudges=Task.nudges + 1, nudge_at=db.now() + _doubling(Task.nudges, NUDGE_S, NUDGE_CEILING_S))
+        .where(Task.id << due.limit(limit), Task.status == status)
+        .returning(Task.id, Task.type)
+        .dicts()
+    )
+    return [Nudge(row["id"], row["type"]) for row in rows]
+
+
+def due_to_trace(limit: int) -> list[str]:
+    """Return tasks whose trace folder lags behind; push their next reminders back."""
+    behind = Task.select(Task.id).where(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()).order_by(Task.trace_due_at).limit(limit)
+    rows = (
+        Task.update(trace_tries=Task.trace_tries + 1, trace_due_at=db.now() + _doubling(Task.trace_tries, TRACE_S, TRACE_CEILING_S))
+        .where(Task.id << behind, Task.traced_seq < Task.seq)
+        .returning(Task.id)
+        .dicts()
+    )
+    return [row["id"] for row in rows]
+
+
+def traced(task_id: str, seq: int, size: int) -> None:
+    """Note that the trace folder tells everything up to `seq`, with `size` bytes of log.txt."""
+    (
+        Task.update(traced_seq=seq, traced_bytes=size, trace_tries=0, trace_error=None, trace_due_at=db.now() + TRACE_S)
+        .where(Task.id == task_id, Task.traced_seq < seq)
+        .execute()
+    )
+
+
+def trace_failed(task_id: str, error: str) -> None:
+    """Note why the trace folder could not be written; the sweep asks for it again."""
+    Task.update(trace_error=error[:500]).where(Task.id == task_id).execute()
+
+
+def _doubling(count: Any, first: float, ceiling: float) -> Any:
+    steps = [(count == n, first * 2**n) for n in range(12) if first * 2**n < ceiling]
+    return peewee.Case(None, steps, ceiling)
+
+
+# ---- the one way to change a status
+
+
+def _all(*conditions: Any) -> Any:
+    whole = conditions[0]
+    for condition in conditions[1:]:
+        whole = whole & condition
+    return whole
+
+
+def _move(
+    where: Any,
+    sources: Iterable[str],
+    target: str,
+    kind: str,
+    data: dict[str, Any],
+    *,
+    returning: Sequence[str] = (),
+    **changes: Any,
+) -> list[dict[str, Any]]:
+    """Change the status of the rows that still are where they should be, and append the event of each."""
+    sources = tuple(sources)
+    illegal = [source for source in sources if target not in ARROWS[source]]
+    if illegal:
+        raise ValueError(f"No arrow leads from {illegal[0]} to {target}.")
+    rows = list(
+        Task.update(status=target, seq=Task.seq + 1, updated_at=db.now(), trace_tries=0, trace_due_at=db.now() + TRACE_S, **changes)
+        .where(where, Task.status << sources)
+        .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at, *(getattr(Task, name) for name in returning))
+        .dicts()
+    )
+    _record(rows, kind, data)
+    return rows
+
+
+def _record(rows: Sequence[dict[str, Any]], kind: str, data: dict[str, Any]) -> None:
+    if not rows:
+        return
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    TaskEvent.insert_many(
+        [
+            {"task_id": row["id"], "seq": row["seq"], "attempt": row["attempt"], "at": row["updated_at"], "kind": kind, "data": text}
+            for row in rows
+        ]
+    ).execute()
+    told = {name: value for name, value in data.items() if name not in ("message",)}
+
+    def tell() -> None:
+        for row in rows:
+            _log.info(kind, extra=log.context(row["id"], row["attempt"], **told))
+
+    db.database.after_commit(tell)
+
+
+def in_flight() -> list[dict[str, Any]]:
+    """Return how many tasks of each queue hold or await a slot."""
+    count = fn.COUNT(Task.id).alias("count")
+    return list(Task.select(Task.queue, count).where(Task.status << IN_FLIGHT).group_by(Task.queue).dicts())

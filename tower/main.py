@@ -1,0 +1,113 @@
+"""Door 1, the server: the API, and in the embedded mode the worker as well."""
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import dramatiq
+import uvicorn
+from fastapi import FastAPI
+
+from actors.crew import Crew
+from actors.handlers import load as load_handlers
+from tower import log
+from tower.api import create_app
+from tower.broker import Nudger, open_broker
+from tower.db import close_database, open_database
+from tower.errors import SettingsError
+from tower.orchestrator import EnhancedOrchestrator
+from tower.settings import Settings, load
+
+#: How often an idle thread of the embedded worker looks whether it should end; messages wake it at once.
+_IDLE_MS = 200
+#: Answers under way get this long after a request to end.
+_GRACE_S = 2
+
+_log = logging.getLogger("tower")
+
+
+def build(settings: Settings) -> FastAPI:
+    """Put the server together; everything it opens is opened when the app starts."""
+    open_database(settings)
+    registry, broker = load_handlers(), open_broker(settings)
+    crew = Crew(settings, registry, broker)
+    orchestrator = EnhancedOrchestrator(settings, registry, Nudger(broker))
+    worker = _EmbeddedWorker(settings, broker, crew) if settings.embedded else None
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await orchestrator.start()
+        if worker:
+            worker.start()
+        _log.info("tower is up", extra={"fields": {"mode": "embedded" if worker else "services", "traces": settings.trace_dir}})
+        yield
+        if worker:
+            await asyncio.to_thread(worker.stop)
+        await orchestrator.stop()
+        close_database()
+        _log.info("tower is down")
+
+    return create_app(settings, orchestrator, registry, broker, lifespan)
+
+
+class _EmbeddedWorker:
+    """dramatiq's worker inside the server; it waits for the database in a thread, so that the server never does."""
+
+    def __init__(self, settings: Settings, broker: dramatiq.Broker, crew: Crew) -> None:
+        broker.add_middleware(crew)
+        self._worker = dramatiq.Worker(broker, worker_threads=settings.slots, worker_timeout=_IDLE_MS)
+        self._starting = threading.Thread(target=self._worker.start, name="start-worker", daemon=True)
+
+    def start(self) -> None:
+        self._starting.start()
+
+    def stop(self) -> None:
+        self._starting.join(timeout=1)
+        if not self._starting.is_alive():
+            self._worker.stop(timeout=10_000)
+
+
+def main() -> int:
+    """Run the server until it is asked to stop; return the exit code."""
+    try:
+        settings = load()
+        settings.refuse_unsafe()
+        log.configure(settings)
+        app = build(settings)
+    except SettingsError as error:
+        print(f"tower: {error}", file=sys.stderr)
+        return 2
+    for warning in settings.warnings():
+        _log.warning(warning)
+    # uvicorn hands a signal on after its shutdown; by then there is nothing left to do.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=_GRACE_S,
+        server_header=False,
+    )
+    server = _Server(config)
+    server.run()
+    return 0 if server.started else 1
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        for server in self.servers if self.started else []:
+            for sock in server.sockets:
+                host, port = sock.getsockname()[:2]
+                _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""The rows: Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, Worker. Times are seconds since the epoch, by the database's clock."""
+
+import os
+import time
+import uuid
+
+from peewee import BlobField, CompositeKey, DoubleField, IntegerField, Model, TextField
+
+from tower.db import database
+
+QUEUED, DISPATCHED, RUNNING = "queued", "dispatched", "running"
+SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = "succeeded", "failed", "cancelled", "timed_out"
+
+FINAL = (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT)
+IN_FLIGHT = (DISPATCHED, RUNNING)
+STATUSES = (QUEUED, *IN_FLIGHT, *FINAL)
+
+
+def new_id() -> str:
+    """Return a new UUID of version 7 (RFC 9562): ids made later sort later, to the millisecond."""
+    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))
+
+
+class Row(Model):
+    """Base of all rows: bound to the database that `db` opened."""
+
+    class Meta:
+        database = database
+        legacy_table_names = False
+
+
+class Task(Row):
+    """One unit of work."""
+
+    id = TextField(primary_key=True)
+    #: Which handler runs it, and on which queue.
+    type = TextField()
+    queue = TextField()
+    title = TextField(null=True)
+    #: What the handler is given, as JSON text.
+    payload = TextField()
+    #: A string map, as JSON text; TaskLabel has the same to search by.
+    labels = TextField()
+    requested_by = TextField(null=True)
+    status = TextField()
+
+    #: Seconds of head start, and the order of starting: creation time minus that.
+    priority = IntegerField()
+    rank = DoubleField()
+    #: When the client wants it to start, at the earliest.
+    not_before = DoubleField(null=True)
+    #: When it may start: that, or the end of a retry's back-off; 0 for at once.
+    ready_at = DoubleField(default=0)
+    #: At most one task with the same key is in flight.
+    concurrency_key = TextField(null=True)
+    #: The client's name for this request, and a digest of its body.
+    idempotency_key = TextField(null=True, unique=True)
+    idempotency_hash = TextField(null=True)
+    #: The task that asked for it, the tree it belongs to, the final task it repeats.
+    parent_id = TextField(null=True)
+    correlation_id = TextField()
+    retry_of = TextField(null=True)
+
+    #: The number of the current attempt; it grows at every claim and fences late workers.
+    attempt = IntegerField(default=0)
+    #: How many attempts failed by themselves, and how many lost their worker.
+    failures = IntegerField(default=0)
+    losses = IntegerField(default=0)
+    max_attempts = IntegerField()
+    timeout_s = DoubleField()
+
+    #: The worker incarnation that holds, or last held, the lease.
+    worker_id = TextField(null=True)
+    #: Tell a claim and a finish whose commit was not answered from those of others.
+    claim_token = TextField(null=True)
+    finish_token = TextField(null=True)
+    #: Grows with every heartbeat; the sweep takes a lease whose beat stands still.
+    beat = IntegerField(default=0)
+    cancel_requested_at = DoubleField(null=True)
+    #: How often it was nudged in this status, and when the next nudge is due.
+    nudges = IntegerField(default=0)
+    nudge_at = DoubleField(default=0)
+
+    #: What the handler returned, as JSON text.
+    result = TextField(null=True)
+    error_code = TextField(null=True)
+    #: Why it did not succeed: {"code", "message", ...} as JSON text.
+    error = TextField(null=True)
+
+    #: The number of the last event or log chunk, and of the last one in the trace folder.
+    seq = IntegerField(default=0)
+    traced_seq = IntegerField(default=0)
+    #: How many bytes of log.txt hold what was traced so far.
+    traced_bytes = IntegerField(default=0)
+    trace_tries = IntegerField(default=0)
+    trace_due_at = DoubleField(default=0)
+    trace_error = TextField(null=True)
+
+    created_at = DoubleField()
+    #: When it entered the queue, last.
+    queued_at = DoubleField()
+    dispatched_at = DoubleField(null=True)
+    #: When the current attempt began.
+    started_at = DoubleField(null=True)
+    finished_at = DoubleField(null=True)
+    updated_at = DoubleField()
+
+
+class TaskLabel(Row):
+    """One label of a task, to search by."""
+
+    task_id = TextField()
+    key = TextField()
+    value = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("task_id", "key")
+
+
+class TaskEvent(Row):
+    """What happened to a task; `seq` counts events and log chunks together."""
+
+    task_id = TextField()
+    seq = IntegerField()
+    attempt = IntegerField()
+    at = DoubleField()
+    kind = TextField()
+    #: JSON text.
+    data = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("task_id", "seq")
+
+
+class TaskLog(Row):
+    """Some whole lines of a task's log, as they stand in log.txt."""
+
+    task_id = TextField()
+    seq = IntegerField()
+    attempt = IntegerField()
+    text = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("task_id", "seq")
+
+
+class TaskArtifact(Row):
+    """A piece of a file that a handler left."""
+
+    task_id = TextField()
+    name = TextField()
+    part = IntegerField()
+    attempt = IntegerField()
+    data = BlobField()
+
+    class Meta:
+        primary_key = CompositeKey("task_id", "name", "part")
+
+
+class Worker(Row):
+    """One incarnation of a process that runs actors."""
+
+    id = TextField(primary_key=True)
+    host = TextField()
+    pid = IntegerField()
+    #: With pid, who it is: see `host.ProcessId`.
+    pid_space = TextField()
+    pid_started = DoubleField()
+    #: Tasks it runs at once, and the queues it serves as a JSON list.
+    slots = IntegerField()
+    queues = TextField()
+    version = TextField()
+    started_at = DoubleField()
+    beat_at = DoubleField()
+
+
+TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, Worker)

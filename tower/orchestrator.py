@@ -1,0 +1,249 @@
+"""EnhancedOrchestrator: takes tasks in, and keeps the promise that each reaches a final state."""
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+
+from tower import db, jsontext, lifecycle, queries
+from tower.broker import ORCHESTRATE, TRACE, Nudger
+from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
+from tower.handler import Registry
+from tower.lifecycle import NewTask
+from tower.models import FINAL, RUNNING, new_id
+from tower.settings import Settings
+from tower.spec import MAX_BATCH, TaskSpec
+from tower.sweep import Sweep
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A task that has a row; `new` is False if an earlier request with the same idempotency key made it."""
+
+    id: str
+    new: bool
+
+
+class EnhancedOrchestrator:
+    """The front of the spine: enqueue, cancel and retry, and the sweep behind them."""
+
+    def __init__(self, settings: Settings, registry: Registry, nudger: Nudger) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._nudger = nudger
+        self._sweep = Sweep(settings, nudger)
+        self._stopping = threading.Event()
+        self._prepared = threading.Event()
+        self._preparing: threading.Thread | None = None
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Prepare the database, recover what an earlier life left, and start the sweep.
+
+        A database that is down does not stop the server: it goes on trying, and /health/ready says so.
+        """
+        self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
+        self._preparing.start()
+        await asyncio.to_thread(self._prepared.wait, 10)
+
+    def _prepare(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            try:
+                applied = db.migrate()
+                if applied:
+                    _log.info("the database schema is up to date", extra={"fields": {"applied": ",".join(applied)}})
+                self._process_events()
+                break
+            except Unavailable as error:
+                _log.warning("%s Starting up goes on when it does.", error.message)
+                pause = 1.0
+            except Exception:
+                _log.exception("preparing the database failed; trying again")
+                pause = 5.0
+        self._prepared.set()
+        if not self._stopping.is_set():
+            self._sweep.start()
+
+    async def stop(self) -> None:
+        """Stop the sweep; rows stay as they are, so the next life goes on from them."""
+        self._stopping.set()
+        if self._preparing:
+            await asyncio.to_thread(self._preparing.join, 5)
+        await asyncio.to_thread(self._sweep.stop)
+
+    @property
+    def prepared(self) -> bool:
+        """Whether the database has been brought up to date."""
+        return self._prepared.is_set()
+
+    def _process_events(self) -> None:
+        """Do one pass of the sweep."""
+        self._sweep.run_once()
+
+    # ---- enqueue
+
+    async def enqueue(self, spec: TaskSpec) -> str:
+        """Insert a task and its event in one transaction, nudge the orchestrator actor, and return the task's id.
+
+        Raises InvalidTask, Conflict for a known idempotency key with another body, and Unavailable.
+        """
+        accepted = await run_in_threadpool(self.enqueue_all, [spec])
+        return accepted[0].id
+
+    def enqueue_all(self, specs: Sequence[TaskSpec]) -> list[Accepted]:
+        """Enqueue up to a thousand tasks, all or none; see `enqueue`."""
+        if not 1 <= len(specs) <= MAX_BATCH:
+            raise InvalidTask(f"A batch holds 1 to {MAX_BATCH} tasks, got {len(specs)}; split it.", code="invalid_batch")
+        tasks = [self._checked(spec, place if len(specs) > 1 else None) for place, spec in enumerate(specs)]
+        accepted = db.unit(lambda: _insert(tasks))
+        fresh = next((task for task in accepted if task.new), None)
+        if fresh:
+            self._nudger.send(ORCHESTRATE, fresh.id)
+        return accepted
+
+    def _checked(self, spec: TaskSpec, place: int | None = None) -> NewTask:
+        try:
+            kind = self._registry.get(spec.type)
+            kind.check(spec.payload)
+            payload = jsontext.dumps(spec.payload)
+        except jsontext.BadJson as error:
+            raise InvalidTask(str(error), code="invalid_payload", field="payload") from None
+        except InvalidTask as error:
+            if place is not None:
+                error.field = f"tasks.{place}.{error.field}"
+            raise
+        task_id = new_id()
+        return NewTask(
+            id=task_id,
+            type=kind.name,
+            queue=kind.queue,
+            payload=payload,
+            labels=spec.labels,
+            priority=spec.priority,
+            not_before=spec.earliest_start(),
+            timeout_s=spec.timeout_s or kind.timeout_s,
+            max_attempts=spec.max_attempts or kind.max_attempts,
+            correlation_id=task_id,
+            title=spec.title,
+            requested_by=spec.requested_by,
+            concurrency_key=spec.concurrency_key,
+            idempotency_key=spec.idempotency_key,
+            idempotency_hash=spec.digest() if spec.idempotency_key else None,
+        )
+
+    # ---- cancel and retry
+
+    def cancel(self, task_id: str, by: str | None = None) -> str:
+        """Cancel a waiting task at once, ask a running one to stop; return its status. Raises NotFound, and Conflict if final."""
+
+        def work() -> str:
+            status = lifecycle.cancel(task_id, by)
+            if status is None:
+                found = queries.task(task_id)["status"]
+                raise Conflict(f"Task {task_id} is {found}; a final state is never changed.", code="already_final", status=found)
+            return status
+
+        status = db.unit(work)
+        if status != RUNNING:
+            self._nudger.send(TRACE, task_id)
+            self._nudger.send(ORCHESTRATE, task_id)
+        return status
+
+    def retry(self, task_id: str, by: str | None = None) -> Accepted:
+        """Enqueue a final task again as a new task of the same tree. Raises NotFound, and Conflict if it is not final."""
+
+        def work() -> Accepted:
+            old = queries.task(task_id)
+            if old["status"] not in FINAL:
+                raise Conflict(
+                    f"Task {task_id} is {old['status']}; wait for its end, or cancel it first.", code="not_final", status=old["status"]
+                )
+            new = _repeat(old, by, fresh)
+            lifecycle.insert([new])
+            return Accepted(new.id, new=True)
+
+        fresh = new_id()
+        accepted = db.unit(work)
+        self._nudger.send(ORCHESTRATE, accepted.id)
+        return accepted
+
+    # ---- health
+
+    def readiness(self) -> dict[str, Any]:
+        """Return what accepts and runs tasks right now, and what is wrong with the rest, in words."""
+        told: dict[str, Any] = {"database": "ok", "broker": "embedded" if self._settings.embedded else "ok"}
+        problems = []
+        told["workers"], told["slots"], told["oldest_waiting_s"] = 0, 0, None
+        try:
+            if not self.prepared:
+                raise Unavailable("The database is still being prepared.")
+            workers, oldest = db.read(lambda: (queries.live_workers(self._settings.lease_s), queries.oldest_waiting_s()), patience_s=1.0)
+            told["workers"], told["slots"] = len(workers), sum(worker["slots"] for worker in workers)
+            told["oldest_waiting_s"] = None if oldest is None else round(oldest, 3)
+            if not workers:
+                problems.append("No worker is alive: tasks are accepted and wait; start one with `tower worker`.")
+        except TowerError as error:
+            told["database"] = "down"
+            problems.append(f"{error.message} Tasks cannot be accepted.")
+        broken = self._nudger.ping()
+        if broken:
+            told["broker"] = "down"
+            problems.append(f"The broker does not answer ({broken}): tasks are accepted and start up to two seconds late.")
+        told["status"] = "unavailable" if told["database"] == "down" else "degraded" if problems else "ready"
+        return {"status": told.pop("status"), **told, "problems": problems}
+
+
+def _insert(tasks: list[NewTask]) -> list[Accepted]:
+    """Insert the tasks whose keys are new, and return for each the task that stands for it."""
+    named: dict[str, NewTask] = {}
+    for task in tasks:
+        first = named.setdefault(task.idempotency_key, task) if task.idempotency_key else task
+        _refuse_other_body(task, first.idempotency_hash, first.id)
+    known = queries.by_idempotency_key(list(named)) if named else {}
+    fresh = [
+        task
+        for task in tasks
+        if task.idempotency_key is None or (named[task.idempotency_key] is task and task.idempotency_key not in known)
+    ]
+    made = lifecycle.insert(fresh) if fresh else set()
+    late = [task.idempotency_key for task in fresh if task.idempotency_key and task.id not in made]
+    if late:
+        known.update(queries.by_idempotency_key(late))  # somebody else inserted the key meanwhile
+    accepted = []
+    for task in tasks:
+        task_id, digest = known.get(
+            task.idempotency_key or "", (named[task.idempotency_key].id if task.idempotency_key else task.id, task.idempotency_hash)
+        )
+        _refuse_other_body(task, digest, task_id)
+        accepted.append(Accepted(task_id, new=task_id in made and task.id == task_id))
+    return accepted
+
+
+def _refuse_other_body(task: NewTask, digest: str | None, first: str) -> None:
+    if task.idempotency_key and task.idempotency_hash != digest:
+        raise Conflict(
+            f"The idempotency key {task.idempotency_key!r} belongs to task {first}, which was asked for with another body; take a new key.",
+            code="idempotency_conflict",
+            task_id=first,
+        )
+
+
+def _repeat(old: dict[str, Any], by: str | None, fresh: str) -> NewTask:
+    names = ("type", "queue", "payload", "priority", "timeout_s", "max_attempts", "correlation_id", "title", "concurrency_key")
+    return NewTask(
+        id=fresh,
+        **{name: old[name] for name in names},
+        labels=json.loads(old["labels"]),
+        not_before=None,
+        requested_by=by or old["requested_by"],
+        retry_of=old["id"],
+    )

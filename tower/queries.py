@@ -1,0 +1,148 @@
+"""Questions to the rows that change nothing. Each runs inside `db.read`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from peewee import fn
+
+from tower import db
+from tower.errors import NotFound
+from tower.models import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, Worker
+
+#: The columns of a list: everything but the texts that may be large.
+_SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which tasks to list; what is None or empty does not restrict."""
+
+    statuses: Sequence[str] = ()
+    types: Sequence[str] = ()
+    labels: Sequence[tuple[str, str]] = ()
+    text: str | None = None
+    correlation_id: str | None = None
+    created_after: float | None = None
+    created_before: float | None = None
+
+
+def task(task_id: str) -> dict[str, Any]:
+    """Return one task with its wait reason; raise NotFound."""
+    row = Task.select().where(Task.id == task_id).dicts().first()
+    if row is None:
+        raise NotFound(f"There is no task {task_id!r}; GET /tasks lists them.", code="task_not_found")
+    _explain_waits([row])
+    return dict(row)
+
+
+def tasks(chosen: Filter, *, before: str | None, limit: int) -> list[dict[str, Any]]:
+    """Return tasks, newest first, that come after the one with id `before`."""
+    query = Task.select(*_SLIM).order_by(Task.id.desc()).limit(limit)
+    if before:
+        query = query.where(Task.id < before)
+    if chosen.statuses:
+        query = query.where(Task.status << list(chosen.statuses))
+    if chosen.types:
+        query = query.where(Task.type << list(chosen.types))
+    for key, value in chosen.labels:
+        tagged = TaskLabel.select(TaskLabel.task_id).where(TaskLabel.key == key, TaskLabel.value == value)
+        query = query.where(Task.id << tagged)
+    if chosen.text:
+        query = query.where(Task.title.contains(chosen.text) | Task.type.contains(chosen.text) | Task.id.startswith(chosen.text.lower()))
+    if chosen.correlation_id:
+        query = query.where(Task.correlation_id == chosen.correlation_id)
+    if chosen.created_after is not None:
+        query = query.where(Task.created_at >= chosen.created_after)
+    if chosen.created_before is not None:
+        query = query.where(Task.created_at < chosen.created_before)
+    rows = [dict(row) for row in query.dicts()]
+    _explain_waits(rows)
+    return rows
+
+
+def by_idempotency_key(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the id and body digest of the tasks that carry these keys."""
+    rows = Task.select(Task.idempotency_key, Task.id, Task.idempotency_hash).where(Task.idempotency_key << list(keys)).tuples()
+    return {key: (task_id, digest) for key, task_id, digest in rows}
+
+
+def _explain_waits(rows: list[dict[str, Any]]) -> None:
+    """Say of every queued task why it waits, by the same rules that the orchestrator actor starts tasks by."""
+    waiting = [row for row in rows if row["status"] == QUEUED]
+    for row in rows:
+        row["wait_reason"] = None
+    if not waiting:
+        return
+    now, held = db.clock(), held_keys()
+    served = {queue for worker in live_workers() for queue in worker["queues"]}
+    for row in waiting:
+        if row["ready_at"] > now:
+            row["wait_reason"] = "retry_backoff" if row["attempt"] else "not_before"
+        elif row["concurrency_key"] in held:
+            row["wait_reason"] = "concurrency_key"
+        elif row["queue"] not in served:
+            row["wait_reason"] = "no_worker"
+        else:
+            row["wait_reason"] = "no_free_slot"
+
+
+def held_keys() -> set[str]:
+    """Return the concurrency keys of tasks in flight."""
+    query = Task.select(Task.concurrency_key).where(Task.status << IN_FLIGHT, Task.concurrency_key.is_null(False))
+    return {row[0] for row in query.tuples()}
+
+
+def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:
+    """Return a task's events in order."""
+    query = TaskEvent.select().where(TaskEvent.task_id == task_id, TaskEvent.seq > after).order_by(TaskEvent.seq)
+    return [dict(row) for row in (query.limit(limit) if limit >= 0 else query).dicts()]
+
+
+def log_entries(task_id: str, after: int, limit: int) -> list[dict[str, Any]]:
+    """Return a task's events and log chunks after `after`, in order: what log.txt is made of."""
+    chunks = TaskLog.select().where(TaskLog.task_id == task_id, TaskLog.seq > after).order_by(TaskLog.seq).limit(limit)
+    entries = [dict(row) for row in chunks.dicts()] + events(task_id, after, limit)
+    return sorted(entries, key=lambda entry: entry["seq"])[:limit]
+
+
+def artifacts(task_id: str) -> list[tuple[str, int]]:
+    """Return the names of the files a task left, and in how many parts each is kept."""
+    count = fn.COUNT(TaskArtifact.part)
+    rows = TaskArtifact.select(TaskArtifact.name, count).where(TaskArtifact.task_id == task_id).group_by(TaskArtifact.name).tuples()
+    return [(str(name), int(parts)) for name, parts in rows]
+
+
+def artifact_part(task_id: str, name: str, part: int) -> bytes:
+    """Return one piece of a file that a task left."""
+    query = TaskArtifact.select(TaskArtifact.data)
+    return bytes(query.where(TaskArtifact.task_id == task_id, TaskArtifact.name == name, TaskArtifact.part == part).scalar())
+
+
+def live_workers(within_s: float = 30.0) -> list[dict[str, Any]]:
+    """Return the workers that renewed their row in the last seconds, oldest first, with how many tasks each runs."""
+    running = dict(Task.select(Task.worker_id, fn.COUNT(Task.id)).where(Task.status == RUNNING).group_by(Task.worker_id).tuples())
+    rows = Worker.select().where(Worker.beat_at > db.now() - within_s).order_by(Worker.started_at).dicts()
+    return [{**row, "queues": json.loads(row["queues"]), "running": running.get(row["id"], 0)} for row in rows]
+
+
+def queues() -> dict[str, dict[str, int]]:
+    """Return how many tasks of each queue are queued, dispatched and running."""
+    rows = (
+        Task.select(Task.queue, Task.status, fn.COUNT(Task.id))
+        .where(Task.status << (QUEUED, *IN_FLIGHT))
+        .group_by(Task.queue, Task.status)
+        .tuples()
+    )
+    found: dict[str, dict[str, int]] = {}
+    for queue, status, count in rows:
+        found.setdefault(queue, {QUEUED: 0, DISPATCHED: 0, RUNNING: 0})[status] = count
+    return found
+
+
+def oldest_waiting_s() -> float | None:
+    """Return for how many seconds the longest-waiting task could have started already; None if none waits."""
+    since = fn.MIN(Task.queued_at)
+    oldest = Task.select(since).where(Task.status == QUEUED, Task.ready_at <= db.now()).scalar()
+    return None if oldest is None else max(0.0, db.clock() - float(oldest))

@@ -1,0 +1,187 @@
+"""Every setting, typed, from the environment; nothing else in the tower reads it."""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from tower.errors import SettingsError
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+#: Names never handed to a child process: what they hold opens the tower itself.
+_PRIVATE = re.compile(r"^(DATABASE_URL|REDIS_URL|TOWER_.*)$")
+
+
+class Settings(BaseSettings):
+    """How this process is to behave; every default works on a laptop."""
+
+    model_config = SettingsConfigDict(frozen=True, populate_by_name=True, extra="ignore")
+
+    database_url: str = Field(
+        "sqlite:///./devops_control_tower.db",
+        validation_alias="DATABASE_URL",
+        description="Where rows live: `sqlite:///path`, `postgres://…` or `postgresql://…`.",
+    )
+    redis_url: str | None = Field(
+        None,
+        validation_alias="REDIS_URL",
+        description="The broker for messages (`redis://…`). Unset: embedded, the server runs the tasks itself.",
+    )
+    trace_dir: Path = Field(Path("logs"), validation_alias="TRACE_DIR", description="Where each task's folder is written.")
+    host: str = Field("127.0.0.1", validation_alias="HOST", description="The address the server binds.")
+    port: int = Field(8000, ge=0, le=65535, validation_alias="PORT", description="The port the server binds.")
+    allow_anonymous: bool = Field(
+        False,
+        validation_alias="TOWER_ALLOW_ANONYMOUS",
+        description="Allow an address other than loopback although anyone who reaches it may run commands.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        validation_alias="TOWER_ALLOWED_HOSTS",
+        description="More names the `Host` header may carry, comma-separated; loopback names always may.",
+    )
+    slots: int = Field(8, ge=1, le=256, validation_alias="TOWER_SLOTS", description="Tasks the embedded worker runs at once.")
+    lease_s: float = Field(
+        30.0,
+        ge=1,
+        validation_alias="TOWER_LEASE_S",
+        description="Seconds without a heartbeat after which a running task is taken from its worker.",
+    )
+    beat_s: float = Field(
+        1.0, gt=0, validation_alias="TOWER_BEAT_S", description="Seconds between two heartbeats; also how fast a cancel arrives."
+    )
+    sweep_s: float = Field(2.0, gt=0, validation_alias="TOWER_SWEEP_S", description="Seconds between two passes of the sweep.")
+    max_losses: int = Field(
+        3,
+        ge=1,
+        validation_alias="TOWER_MAX_LOSSES",
+        description="Workers a task may lose before it fails as `worker_lost`.",
+    )
+    shutdown_grace_s: float = Field(
+        10.0,
+        ge=0,
+        validation_alias="TOWER_SHUTDOWN_GRACE_S",
+        description="Seconds a worker lets running tasks go on after SIGTERM before it hands them back to the queue.",
+    )
+    max_body_mb: int = Field(
+        10, ge=1, le=100, validation_alias="TOWER_MAX_BODY_MB", description="Largest request body, and largest result, in MB."
+    )
+    log_limit_mb: int = Field(
+        100, ge=1, validation_alias="TOWER_LOG_LIMIT_MB", description="Output kept of one attempt, in MB; the rest is cut with a mark."
+    )
+    artifact_limit_mb: int = Field(
+        64, ge=1, validation_alias="TOWER_ARTIFACT_LIMIT_MB", description="Files kept of one attempt, in MB together."
+    )
+    db_pool: int = Field(32, ge=4, le=1000, validation_alias="TOWER_DB_POOL", description="Most database connections this process opens.")
+    log_format: Literal["text", "json"] = Field(
+        "text", validation_alias="TOWER_LOG_FORMAT", description="How the process log is written: `text` or `json`."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", validation_alias="TOWER_LOG_LEVEL", description="How much the process log says."
+    )
+    url: str = Field("http://127.0.0.1:8000", validation_alias="TOWER_URL", description="The tower that the command line talks to.")
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("redis_url", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return value or None
+
+    @field_validator("log_format", "log_level", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        scheme, _, rest = value.partition("://")
+        if scheme not in ("sqlite", "postgres", "postgresql"):
+            raise ValueError("expected sqlite:///path, postgres://… or postgresql://…")
+        if scheme == "sqlite" and (not rest.startswith("/") or rest in ("/", "/:memory:")):
+            raise ValueError("expected a file, as in sqlite:///./devops_control_tower.db (three slashes; memory is not durable)")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_broker(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("expected redis://host:port/0")
+        return value
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the server itself runs the tasks, because there is no broker between processes."""
+        return self.redis_url is None
+
+    def masked(self) -> dict[str, Any]:
+        """Return the effective settings by their names in the environment, without secrets."""
+        values = self.model_dump(mode="json")
+        for name in ("database_url", "redis_url"):
+            values[name] = mask_url(values[name])
+        return {env_name(name): value for name, value in values.items()}
+
+    def warnings(self) -> list[str]:
+        """Return what works but is probably not meant, each with its cure."""
+        found = []
+        if self.beat_s * 3 > self.lease_s:
+            found.append(
+                f"TOWER_BEAT_S={self.beat_s:g} is too slow for TOWER_LEASE_S={self.lease_s:g}: three beats should fit into a lease."
+            )
+        if self.redis_url and self.database_url.startswith("sqlite"):
+            found.append("REDIS_URL is set but DATABASE_URL is SQLite: server and workers must share one local disk; use Postgres.")
+        if self.host not in LOOPBACK and not self.allowed_hosts:
+            found.append(f"HOST={self.host} but TOWER_ALLOWED_HOSTS is empty: only requests for a loopback name are answered.")
+        if self.host not in LOOPBACK and self.allow_anonymous:
+            found.append("Anyone who reaches this address may run commands: keep the port behind a firewall or on loopback.")
+        return found
+
+    def refuse_unsafe(self) -> None:
+        """Raise SettingsError if the server would be open to others without anybody having said so."""
+        if self.host not in LOOPBACK and not self.allow_anonymous:
+            raise SettingsError(
+                f"HOST={self.host} would let anyone on the network run commands here. "
+                "Bind 127.0.0.1, or set TOWER_ALLOW_ANONYMOUS=1 if something else guards the port."
+            )
+
+
+def load() -> Settings:
+    """Read the settings from the environment; raise SettingsError naming each variable that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = [
+            f"{item['loc'][0]}={mask_url(str(item['input']))!r}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_url=False)
+        ]
+        raise SettingsError("The environment does not describe a tower. " + " · ".join(lines)) from None
+
+
+def env_name(field: str) -> str:
+    """Return the environment variable of a field."""
+    return str(Settings.model_fields[field].validation_alias)
+
+
+def mask_url(url: str | None) -> str | None:
+    """Return the URL without its password and query."""
+    if not url or "://" not in url:
+        return url
+    parts = urlsplit(url)
+    account, at, place = parts.netloc.rpartition("@")
+    user, colon, _ = account.partition(":")
+    netloc = f"{user}{':***' if colon else ''}{at}{place}"
+    return urlunsplit((parts.scheme, netloc, parts.path, "***" if parts.query else "", "")) if parts.netloc else url
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment for a child process: this one's, without what opens the tower."""
+    return {name: value for name, value in os.environ.items() if not _PRIVATE.match(name)}

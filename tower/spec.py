@@ -1,0 +1,69 @@
+"""TaskSpec: what a client may ask for, checked before any row exists."""
+
+import hashlib
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+from tower import jsontext
+
+#: The largest batch of one request.
+MAX_BATCH = 1000
+
+_YEAR_S = 366 * 86400.0
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def _one_line(text: str) -> str:
+    if _CONTROL.search(text):
+        raise ValueError("should be one line without control characters")
+    return text
+
+
+Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_one_line)]
+Key = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_one_line)]
+LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
+
+
+class TaskSpec(BaseModel):
+    """A task as a client asks for it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    type: Annotated[str, StringConstraints(min_length=1, max_length=64)] = Field(
+        description="Which handler runs it; GET /handlers lists them.", examples=["echo"]
+    )
+    payload: dict[str, Any] = Field(
+        default_factory=dict, description="What the handler is given, as its schema says.", examples=[{"hello": "tower"}]
+    )
+    title: Line | None = Field(None, description="A name for people.", examples=["Say hello"])
+    priority: int = Field(
+        0, ge=-2_592_000, le=2_592_000, description="Seconds of head start over tasks enqueued at the same moment.", examples=[60]
+    )
+    not_before: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+        None, description="It may not start before this time (RFC 3339, with a zone).", examples=["2031-05-01T08:00:00Z"]
+    )
+    timeout_s: float | None = Field(
+        None, gt=0, le=_YEAR_S, description="Seconds one attempt may run; the type's default if absent.", examples=[600]
+    )
+    max_attempts: int | None = Field(
+        None, ge=1, le=100, description="Attempts that may fail before the task has failed; 1 makes it at most once.", examples=[3]
+    )
+    idempotency_key: Key | None = Field(
+        None, description="Your name for this request: the same key and body give the same task.", examples=["release-42"]
+    )
+    concurrency_key: Key | None = Field(None, description="Tasks with the same key run one after the other.", examples=["repo:acme/api"])
+    labels: dict[LabelName, Annotated[str, StringConstraints(max_length=255), AfterValidator(_one_line)]] = Field(
+        default_factory=dict, max_length=32, description="Names to find it by.", examples=[{"team": "platform"}]
+    )
+    requested_by: Line | None = Field(None, description="Who or what asked for it.", examples=["alice"])
+
+    def digest(self) -> str:
+        """Return a digest that is equal for equal requests; the key itself is not part of it."""
+        body = self.model_dump(mode="json", exclude={"idempotency_key"}, exclude_defaults=True)
+        return hashlib.sha256(jsontext.canonical(body).encode()).hexdigest()
+
+    def earliest_start(self) -> float | None:
+        """Return `not_before` in seconds since the epoch."""
+        return self.not_before.timestamp() if self.not_before else None

@@ -1,0 +1,182 @@
+"""The sweep: a thread in every process that repairs what crashes, lost messages and time leave behind, a bounded piece per pass."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from peewee import JOIN, fn
+
+from tower import db, lifecycle, queries
+from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
+from tower.errors import Unavailable
+from tower.host import ProcessId, kill_marked, pid_space
+from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
+from tower.settings import Settings
+
+_LIMIT = 200
+#: A worker row that has not been renewed for this many leases is forgotten.
+_FORGET_LEASES = 4
+
+_log = logging.getLogger(__name__)
+
+
+class Sweep:
+    """Runs passes until stopped; any number of sweeps is safe, since every statement compares before it sets."""
+
+    def __init__(self, settings: Settings, nudger: Nudger) -> None:
+        self._settings = settings
+        self._nudger = nudger
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        #: (task, attempt, beat) -> since when, on our own clock, we have seen it so.
+        self._watched: dict[tuple[str, int, int], float] = {}
+        self._last_watch = 0.0
+        self._blind = False
+
+    def start(self) -> None:
+        """Run a pass now and one every TOWER_SWEEP_S in a thread."""
+        self._thread = threading.Thread(target=self._loop, name="sweep", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after the pass it is in."""
+        self._stopping.set()
+        if self._thread:
+            self._thread.join(timeout=5)
+
+    def _loop(self) -> None:
+        pause = 0.0
+        while not self._stopping.wait(pause):
+            try:
+                self.run_once()
+                pause = min(self._settings.sweep_s * random.uniform(0.8, 1.2), self._next_due())
+                self._note_sight()
+            except Unavailable as error:
+                self._note_blind(error)
+                pause = self._settings.sweep_s
+            except Exception:
+                _log.exception("a pass of the sweep failed; the next one tries again")
+                pause = self._settings.sweep_s
+
+    def run_once(self) -> None:
+        """Do one pass: take back lost leases, re-send nudges, ask for traces, forget dead workers."""
+        steps: tuple[Callable[[], None], ...] = (
+            self._take_back,
+            self._nudge_queued,
+            self._nudge_dispatched,
+            self._ask_for_traces,
+            self._forget_workers,
+        )
+        for step in steps:
+            step()
+
+    # ---- leases
+
+    def _take_back(self) -> None:
+        """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
+        running = db.read(lambda: list(_running().dicts()))
+        for row in self._lost(running):
+            if row["pid_space"] == pid_space():
+                kill_marked(row["id"], row["attempt"])
+            lease = row["id"], row["attempt"], row["beat"]
+            if db.unit(partial(lifecycle.expire, *lease, self._settings.max_losses, row["reason"])):
+                self._nudger.send(ORCHESTRATE, row["id"])
+                self._nudger.send(TRACE, row["id"])
+
+    def _lost(self, running: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        if now - self._last_watch > self._settings.lease_s / 2:
+            self._watched.clear()  # we were blind (database down, laptop asleep): what we saw before proves nothing
+        self._last_watch = now
+        seen = {
+            (row["id"], row["attempt"], row["beat"]): self._watched.get((row["id"], row["attempt"], row["beat"]), now) for row in running
+        }
+        self._watched = seen
+        dead: dict[str, bool] = {}
+        lost = []
+        for row in running:
+            worker = row["worker_id"]
+            if worker not in dead:
+                dead[worker] = row["pid"] is not None and ProcessId(row["pid_space"], row["pid"], row["pid_started"]).is_dead()
+            if dead[worker]:
+                lost.append({**row, "reason": f"Its worker process {row['pid']} on {row['host']} ended."})
+            elif now - seen[row["id"], row["attempt"], row["beat"]] >= self._settings.lease_s:
+                lost.append({**row, "reason": f"Its worker sent no heartbeat for {self._settings.lease_s:g} s."})
+        return lost
+
+    # ---- nudges
+
+    def _nudge_queued(self) -> None:
+        nudge = db.unit(lifecycle.due_to_start) if self._any(Task.status == QUEUED, Task.nudge_at <= db.now()) else None
+        if nudge:
+            self._nudger.send(ORCHESTRATE, nudge.id)
+
+    def _nudge_dispatched(self) -> None:
+        if not self._any(Task.status == DISPATCHED, Task.nudge_at <= db.now()):
+            return
+        orphans = db.read(lambda: _without_worker(self._settings.lease_s))
+        if orphans:
+            db.unit(lambda: lifecycle.undeliver(orphans))
+        for nudge in db.unit(lambda: lifecycle.due_to_run(_LIMIT)):
+            self._nudger.send(handler_actor(nudge.type), nudge.id)
+
+    def _ask_for_traces(self) -> None:
+        if self._any(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()):
+            for task_id in db.unit(lambda: lifecycle.due_to_trace(_LIMIT)):
+                self._nudger.send(TRACE, task_id)
+
+    def _any(self, *conditions: Any) -> bool:
+        """Look before writing, so that an idle tower writes nothing."""
+        return db.read(lambda: bool(Task.select(Task.id).where(*conditions).exists()))
+
+    def _next_due(self) -> float:
+        """Return the seconds until the next task may start, so that `not_before` is kept to the moment."""
+
+        def work() -> float | None:
+            soonest = Task.select(fn.MIN(Task.ready_at)).where(Task.status == QUEUED, Task.ready_at > 0, Task.ready_at > db.now()).scalar()
+            return None if soonest is None else float(soonest) - db.clock()
+
+        wait = db.read(work)
+        return self._settings.sweep_s * 2 if wait is None else max(0.05, wait + 0.01)
+
+    # ---- workers
+
+    def _forget_workers(self) -> None:
+        rows = db.read(lambda: list(Worker.select().dicts()))
+        now = db.read(db.clock) if rows else 0.0
+        gone = [
+            row["id"]
+            for row in rows
+            if now - row["beat_at"] > self._settings.lease_s * _FORGET_LEASES
+            or ProcessId(row["pid_space"], row["pid"], row["pid_started"]).is_dead()
+        ]
+        # Its leases are found by the tasks' own rows; only a worker without any is forgotten.
+        held = Task.select(Task.worker_id).where(Task.status == RUNNING, Task.worker_id.is_null(False))
+        if gone:
+            db.unit(lambda: Worker.delete().where(Worker.id << gone, Worker.id.not_in(held)).execute())
+
+    def _note_blind(self, error: Unavailable) -> None:
+        if not self._blind:
+            self._blind = True
+            _log.warning("%s Tasks wait until it does.", error.message)
+
+    def _note_sight(self) -> None:
+        if self._blind:
+            self._blind = False
+            _log.info("the database answers again")
+
+
+def _running() -> Any:
+    columns = (Task.id, Task.attempt, Task.beat, Task.worker_id, Worker.pid, Worker.pid_space, Worker.pid_started, Worker.host)
+    return Task.select(*columns).join(Worker, JOIN.LEFT_OUTER, on=(Task.worker_id == Worker.id)).where(Task.status == RUNNING)
+
+
+def _without_worker(lease_s: float) -> list[str]:
+    """Return dispatched tasks on queues that no live worker serves."""
+    served = {queue for worker in queries.live_workers(lease_s) for queue in worker["queues"]}
+    rows = Task.select(Task.id, Task.queue).where(Task.status == DISPATCHED).limit(_LIMIT).dicts()
+    return [row["id"] for row in rows if row["queue"] not in served]
