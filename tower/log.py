@@ -12,8 +12,8 @@ _NOISY = {
     "uvicorn.access": logging.WARNING,
     "uvicorn.error": logging.WARNING,
     "dramatiq": logging.WARNING,
-    "httpx": logging.WARNING,
-    "httpcore": logging.WARNING,
+    "httpx2": logging.WARNING,
+    "httpcore2": logging.WARNING,
     "peewee": logging.INFO,
     "asyncio": logging.WARNING,
 }

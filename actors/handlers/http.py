@@ -3,7 +3,7 @@
 import asyncio
 from typing import Annotated, Any, Literal
 
-import httpx
+import httpx2
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from tower import __version__
@@ -35,8 +35,8 @@ class HttpPayload(BaseModel):
     @classmethod
     def _is_web(cls, value: str) -> str:
         try:
-            url = httpx.URL(value)
-        except httpx.InvalidURL as error:
+            url = httpx2.URL(value)
+        except httpx2.InvalidURL as error:
             raise ValueError(f"is not a URL: {error}") from None
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError("should start with http:// or https:// and name a host")
@@ -56,7 +56,7 @@ def http(payload: HttpPayload, task: TaskContext) -> dict[str, Any]:
     """Send one HTTP request and check the answer's status; the whole exchange ends with timeout_s."""
     try:
         answer = asyncio.run(_exchange(payload, task))
-    except httpx.HTTPError as error:
+    except httpx2.HTTPError as error:
         raise Fail("http_error", f"{type(error).__name__}: {error}") from None
     task.log(f"{payload.method} {_place(payload.url)} answered {answer['status']}")
     good = answer["status"] in payload.expect_status if payload.expect_status else 200 <= answer["status"] < 300
@@ -80,10 +80,10 @@ async def _exchange(payload: HttpPayload, task: TaskContext) -> dict[str, Any]:
 
 
 async def _request(payload: HttpPayload) -> dict[str, Any]:
-    url, method, body = httpx.URL(payload.url), payload.method, payload.body
+    url, method, body = httpx2.URL(payload.url), payload.method, payload.body
     # Identity: a small compressed answer could unpack to more than the memory.
     headers = {"user-agent": f"devops-control-tower/{__version__}", "accept-encoding": "identity", **payload.headers}
-    async with httpx.AsyncClient(timeout=None) as client:  # noqa: S113  # the attempt's own deadline holds
+    async with httpx2.AsyncClient(timeout=None) as client:  # the attempt's own deadline holds
         for _ in range(_MAX_REDIRECTS + 1):
             async with client.stream(method, url, headers=headers, content=body) as response:
                 if response.next_request is None:
@@ -93,12 +93,12 @@ async def _request(payload: HttpPayload) -> dict[str, Any]:
                 raise Fail("redirect_refused", f"{_place(payload.url)} redirects to {target.url.scheme}://; call the final URL directly.")
             if target.url.host != url.host or target.url.port != url.port:
                 headers = {name: value for name, value in headers.items() if name.lower() not in ("authorization", "cookie")}
-            method, url = target.method, target.url  # type: ignore[assignment]  # httpx turns a POST into a GET where the RFC says so
+            method, url = target.method, target.url  # type: ignore[assignment]  # httpx2 turns a POST into a GET where the RFC says so
             body = None if method == "GET" else body
     raise Fail("redirect_refused", f"{_place(payload.url)} redirects more than {_MAX_REDIRECTS} times.")
 
 
-async def _read(response: httpx.Response, max_bytes: int) -> dict[str, Any]:
+async def _read(response: httpx2.Response, max_bytes: int) -> dict[str, Any]:
     data = bytearray()
     async for piece in response.aiter_bytes():
         data += piece
@@ -113,5 +113,5 @@ async def _read(response: httpx.Response, max_bytes: int) -> dict[str, Any]:
 
 def _place(url: str) -> str:
     """Return a URL as it may be shown: without account and query."""
-    shown = httpx.URL(url)
+    shown = httpx2.URL(url)
     return f"{shown.scheme}://{shown.host}{f':{shown.port}' if shown.port else ''}{shown.path}"

@@ -1,0 +1,143 @@
+"""Fixtures: settings for both databases, rows, and whole towers in this process."""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.servers import Postgres, Redis, wait_for
+from tower import db
+from tower.main import build
+from tower.models import FINAL
+from tower.settings import Settings
+
+BASE = "http://127.0.0.1"
+#: Short enough for tests to see a lease run out.
+QUICK: dict[str, Any] = {"lease_s": 2.0, "beat_s": 0.2, "sweep_s": 0.2, "redis_url": None}
+
+_names = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A Postgres for the session; take a database of your own from `new_database`."""
+    server = Postgres().start()
+    server.execute("CREATE DATABASE migrated")
+    db.open_database(Settings(database_url=server.url("migrated")))
+    db.migrate()
+    db.close_database()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def new_database(postgres: Postgres) -> Callable[[], str]:
+    """Make a fresh, migrated Postgres database and return its URL."""
+
+    def make() -> str:
+        name = f"test_{next(_names)}"
+        postgres.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+        return postgres.url(name)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """A Redis for the session."""
+    server = Redis().start()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings of an embedded tower, once on SQLite and once on Postgres."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'tower.db'}"
+    else:
+        url = request.getfixturevalue("new_database")()
+    return Settings(database_url=url, trace_dir=tmp_path / "logs", **QUICK)
+
+
+@pytest.fixture
+def sqlite_settings(tmp_path: Path) -> Settings:
+    """Settings of an embedded tower on SQLite, where the database does not matter."""
+    return Settings(database_url=f"sqlite:///{tmp_path / 'tower.db'}", trace_dir=tmp_path / "logs", **QUICK)
+
+
+@pytest.fixture
+def rows(settings: Settings) -> Iterator[Settings]:
+    """An open, empty database of each kind; nothing runs."""
+    db.open_database(settings)
+    db.migrate()
+    yield settings
+    db.close_database()
+
+
+class Tower:
+    """A whole embedded tower in this process, asked over HTTP."""
+
+    def __init__(self, client: TestClient, settings: Settings) -> None:
+        self.client = client
+        self.settings = settings
+
+    def enqueue(self, type_: str, payload: dict[str, Any] | None = None, **more: Any) -> str:
+        answer = self.client.post("/tasks/enqueue", json={"type": type_, "payload": payload or {}, **more})
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["task_id"])
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        answer = self.client.get(f"/tasks/{task_id}")
+        assert answer.status_code == 200, answer.text
+        return dict(answer.json())
+
+    def wait(self, task_id: str, *statuses: str, seconds: float = 20) -> dict[str, Any]:
+        """Wait until the task has one of the statuses; any final one if none is named."""
+        wanted = statuses or FINAL
+        wait_for(f"{wanted} of {task_id}", lambda: self.task(task_id)["status"] in wanted, seconds)
+        return self.task(task_id)
+
+    def traced(self, task_id: str) -> Path:
+        """Wait until the task's folder is complete and return it."""
+        wait_for(f"the trace of {task_id}", lambda: bool(self.task(task_id)["trace_complete"]))
+        return self.settings.trace_dir / task_id
+
+    def log(self, task_id: str) -> str:
+        return str(self.client.get(f"/tasks/{task_id}/log").text)
+
+
+@pytest.fixture
+def tower(settings: Settings) -> Iterator[Tower]:
+    """A whole embedded tower, once on each database."""
+    with TestClient(build(settings), base_url=BASE) as client:
+        yield _ready(Tower(client, settings))
+
+
+@pytest.fixture
+def sqlite_tower(sqlite_settings: Settings) -> Iterator[Tower]:
+    """A whole embedded tower on SQLite, where the database does not matter."""
+    with TestClient(build(sqlite_settings), base_url=BASE) as client:
+        yield _ready(Tower(client, sqlite_settings))
+
+
+def _ready(tower: Tower) -> Tower:
+    wait_for("a worker", lambda: tower.client.get("/health/ready").json()["workers"] > 0)
+    return tower
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Repeat an assertion's condition until it holds."""
+
+    def check(condition: Callable[[], bool], seconds: float = 15) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it never came true"
+            time.sleep(0.02)
+
+    return check
