@@ -21,6 +21,9 @@ from tower.sweep import Sweep
 #: Threads beside the slots, so that long tasks never hold up decisions and traces.
 CONTROL_THREADS = 2
 
+#: Database connections beside one for each slot: control threads, pulse, sweep.
+_SPARE_CONNECTIONS = CONTROL_THREADS + 4
+
 #: Lower goes first among messages that wait inside a process.
 _DECIDE, _TRACE, _HANDLE = 0, 5, 10
 
@@ -56,6 +59,10 @@ class Crew(Middleware):
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Make room for the control actors beside the slots, and start beating."""
         slots = worker.worker_threads
+        if slots + _SPARE_CONNECTIONS > self._settings.db_pool:
+            _log.warning(
+                "TOWER_DB_POOL=%d is small for %d threads; raise it to %d.", self._settings.db_pool, slots, slots + _SPARE_CONNECTIONS
+            )
         worker.worker_threads += CONTROL_THREADS
         queues = [queue for queue in self._registry.queues if not worker.consumer_whitelist or queue in worker.consumer_whitelist]
         self._prepare_database()

@@ -31,13 +31,15 @@ class Dispatcher:
         self._settings = settings
         self._nudger = nudger
         self._turn = threading.Lock()
+        self._counting = threading.Lock()
         self._tickets = 0
         self._covered = 0
 
     def orchestrate(self, task_id: str) -> None:
         """Start everything that may start, unless a pass that began after this nudge came has done so."""
-        self._tickets += 1
-        ticket = self._tickets
+        with self._counting:
+            self._tickets += 1
+            ticket = self._tickets
         with self._turn:
             if ticket <= self._covered:
                 return

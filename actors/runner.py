@@ -16,7 +16,7 @@ from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
 from tower.handler import Fail, Registry, Retry, Stopped
 from tower.lifecycle import CHUNK, Claim, Outcome
-from tower.models import CANCELLED, FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
+from tower.models import FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
 from tower.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -43,9 +43,13 @@ class Runner:
         """Fill free slots from the database, without any nudge: so work goes on when the broker does not."""
         self._run_pass()
         while self._worker.take_slot():
-            claim, leased_at = self._claim(None)
+            claim, leased_at = None, 0.0
+            try:
+                claim, leased_at = self._claim(None)
+            finally:
+                if claim is None:
+                    self._worker.give_slot()
             if claim is None:
-                self._worker.give_slot()
                 return
             threading.Thread(target=self._use_slot, args=(None, claim, leased_at), name=f"task-{claim.id}", daemon=True).start()
 
@@ -64,7 +68,8 @@ class Runner:
     def _claim(self, task_id: str | None) -> tuple[Claim | None, float]:
         token, sent = new_id(), time.monotonic()
         me, queues = self._worker.id, self._worker.queues
-        return db.unit(lambda: lifecycle.claim(me, token, task_id=task_id, queues=queues)), sent
+        claim = db.unit(lambda: lifecycle.claim(me, token, task_id=task_id, queues=queues), recognise=lambda: lifecycle.claimed(token))
+        return claim, sent
 
     # ---- one attempt
 
@@ -106,30 +111,27 @@ class Runner:
         return Outcome(SUCCEEDED, result=text)
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Record the end, trying until it is recorded or the lease is lost."""
+        """Record the end, patiently: while the lease lasts nobody else will."""
         token, claim = new_id(), attempt.claim
         outcome = self._keep_artifacts(attempt, outcome)
         tail = attempt.take_tail()
-        while attempt.stop_reason != LEASE_LOST:
-            try:
-                if attempt.stop_reason == SHUTDOWN and outcome.status != SUCCEEDED:
-                    done = db.unit(lambda: lifecycle.release(claim, "its worker was stopped", token, tail))
-                    waits = True
-                else:
-                    status, waits = db.unit(lambda: (lifecycle.finish(claim, outcome, token, tail), _somebody_waits()))
-                    done = status is not None
-            except Unavailable as error:
-                _log.warning("%s The end of a task waits to be recorded.", error.message, extra=log.context(claim.id, claim.attempt))
-                continue
-            if done:
-                self._tell(claim.id, waits)
-                return
-            break
-        _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
+        if attempt.stop_reason == SHUTDOWN and outcome.status != SUCCEEDED:
+            end = partial(lifecycle.release, claim, "its worker was stopped", token, tail)
+        else:
+            end = partial(lifecycle.finish, claim, outcome, token, tail)
+        try:
+            status = db.unit(end, patience_s=self._settings.lease_s, recognise=partial(lifecycle.finished, claim.id, token))
+        except Unavailable as error:
+            _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
+            return
+        if status is None:
+            _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
+            return
+        self._tell(claim.id)
 
-    def _tell(self, task_id: str, waits: bool) -> None:
+    def _tell(self, task_id: str) -> None:
         self._nudger.send(TRACE, task_id)
-        if waits and not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
+        if _somebody_waits() and not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
             self._run_pass()
 
     def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:
@@ -161,14 +163,14 @@ def _failed(code: str, message: str, *, may_retry: bool = True, retry_after_s: f
 def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
     """Let the reason for which an attempt had to stop decide its end."""
     if attempt.stop_reason == CANCEL:
-        return Outcome(CANCELLED, error={"code": "cancelled", "message": "Cancelled while it ran."})
+        return lifecycle.WAS_CANCELLED
     if attempt.stop_reason == TIMEOUT:
         return Outcome(TIMED_OUT, error={"code": "timeout", "message": f"It ran longer than timeout_s={attempt.claim.timeout_s:g}."})
     return outcome
 
 
 def _somebody_waits() -> bool:
-    return bool(Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).exists())
+    return db.read(lambda: bool(Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).exists()))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -183,7 +185,15 @@ def _parts(path: Path) -> Iterator[bytes]:
 
 
 def _plain(details: dict[str, object]) -> dict[str, object]:
-    return {name: _storable(value) if isinstance(value, str) else value for name, value in details.items()}
+    return {name: _storable(value) if isinstance(value, str) else _json_or_text(value) for name, value in details.items()}
+
+
+def _json_or_text(value: object) -> object:
+    try:
+        jsontext.dumps(value)
+    except jsontext.BadJson:
+        return _storable(repr(value))
+    return value
 
 
 def _storable(text: str) -> str:

@@ -1,5 +1,6 @@
 """DATABASE_URL to database: the one place that knows which it is, and how to outlive its failures."""
 
+import itertools
 import logging
 import sqlite3
 import time
@@ -79,22 +80,25 @@ def _postgres(settings: Settings) -> peewee.Database:
     return PooledPostgresqlDatabase(max_connections=settings.db_pool, timeout=5, autoconnect=False, **options)
 
 
-def unit(work: Callable[[], T], *, patience_s: float = 10.0) -> T:
+def unit(work: Callable[[], T], *, patience_s: float = 10.0, recognise: Callable[[], T | None] | None = None) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
 
-    A commit whose answer was lost runs `work` a second time, so it must recognise what it did the first time.
+    A commit whose answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is
+    asked before each further run for what an earlier one has done.
     """
-    return _patiently(lambda: _atomically(work), patience_s)
+    runs = itertools.count()
+
+    def once_more() -> T:
+        with database.atomic():
+            done = recognise() if next(runs) and recognise else None
+            return work() if done is None else done
+
+    return _patiently(once_more, patience_s)
 
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0) -> T:
     """Run `work`, which only reads, outside a transaction, so that it never waits for a writer."""
     return _patiently(work, patience_s)
-
-
-def _atomically(work: Callable[[], T]) -> T:
-    with database.atomic():
-        return work()
 
 
 def _patiently(work: Callable[[], T], patience_s: float) -> T:

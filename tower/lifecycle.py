@@ -166,11 +166,8 @@ def dispatch(ids: Sequence[str]) -> list[Nudge]:
 def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Sequence[str] = ()) -> Claim | None:
     """Lease a dispatched task to a worker: the one named, or the first in order of the queues; None if there is none.
 
-    The attempt number grows. With the token of an earlier call whose answer was lost, the same claim is returned.
+    The attempt number grows, and fences whoever held an earlier one.
     """
-    again = Task.select().where(Task.claim_token == token, Task.status == RUNNING).dicts().first() if token else None
-    if again:
-        return _claim(again)
     chosen: Any = task_id
     if task_id is None:
         chosen = Task.select(Task.id).where(Task.status == DISPATCHED, Task.queue << list(queues)).order_by(Task.rank, Task.id).limit(1)
@@ -191,6 +188,13 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
         cancel_requested_at=None,
     )
     return _claim(rows[0]) if rows else None
+
+
+def claimed(token: str) -> Claim | None:
+    """Return the claim that was made with this token, if its commit went through."""
+    columns = (Task.id, Task.attempt, Task.type, *(getattr(Task, name) for name in _CLAIMED))
+    row = Task.select(*columns).where(Task.status == RUNNING, Task.claim_token == token).dicts().first()
+    return _claim(row) if row else None
 
 
 _CLAIMED = ("worker_id", "claim_token", "payload", "timeout_s", "max_attempts", "failures", "started_at")
@@ -244,17 +248,25 @@ def _held(claim: Claim) -> tuple[Any, ...]:
 def finish(claim: Claim, outcome: Outcome, token: str, tail: str = "") -> str | None:
     """Record how an attempt ended, with the last lines of its log; return the new status, None if the lease was gone.
 
-    A failure with attempts left puts the task back into the queue. With the token of an earlier call whose answer was lost,
-    the status it set is returned.
+    A failure with attempts left puts the task back into the queue, unless it was asked to stop.
     """
-    ended = Task.select(Task.status).where(Task.id == claim.id, Task.finish_token == token).tuples().first()
-    if ended:
-        return str(ended[0])
     if tail and not append_log(claim, tail):
         return None
     failed = outcome.status in (FAILED, TIMED_OUT)
+    if failed and _asked_to_stop(claim):
+        return _end(claim, WAS_CANCELLED, token)
     if failed and outcome.may_retry and claim.failures + 1 < claim.max_attempts:
         return _try_again(claim, outcome, token)
+    return _end(claim, outcome, token)
+
+
+def finished(task_id: str, token: str) -> str | None:
+    """Return the status that `finish` or `release` set with this token, if its commit went through."""
+    row = Task.select(Task.status).where(Task.id == task_id, Task.finish_token == token).tuples().first()
+    return str(row[0]) if row else None
+
+
+def _end(claim: Claim, outcome: Outcome, token: str) -> str | None:
     error = outcome.error or {}
     rows = _move(
         _all(*_held(claim)),
@@ -265,7 +277,7 @@ def finish(claim: Claim, outcome: Outcome, token: str, tail: str = "") -> str | 
         result=outcome.result,
         error_code=error.get("code"),
         error=json.dumps(error, ensure_ascii=False) if error else None,
-        failures=Task.failures + int(failed),
+        failures=Task.failures + int(outcome.status in (FAILED, TIMED_OUT)),
         finish_token=token,
         finished_at=db.now(),
     )
@@ -295,11 +307,25 @@ def backoff_s(failures: int) -> float:
     return float(min(BACKOFF_CEILING_S, BACKOFF_S * 2 ** (failures - 1)) * random.uniform(0.67, 1.0))
 
 
-def release(claim: Claim, reason: str, token: str, tail: str = "") -> bool:
-    """Hand a running task back to the queue, because its worker stops; the attempt counts neither as failure nor as loss."""
+def release(claim: Claim, reason: str, token: str, tail: str = "") -> str | None:
+    """Hand a running task back to the queue, because its worker stops; the attempt counts neither as failure nor as loss.
+
+    Returns the new status, None if the lease was gone; a task that was asked to stop is cancelled instead.
+    """
     if tail and not append_log(claim, tail):
-        return False
-    return bool(_move(_all(*_held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0)))
+        return None
+    if _asked_to_stop(claim):
+        return _end(claim, WAS_CANCELLED, token)
+    rows = _move(_all(*_held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0))
+    return QUEUED if rows else None
+
+
+#: How an attempt ends that was asked to stop.
+WAS_CANCELLED = Outcome(CANCELLED, error={"code": "cancelled", "message": "Cancelled while it ran."})
+
+
+def _asked_to_stop(claim: Claim) -> bool:
+    return bool(Task.select(Task.id).where(*_held(claim), Task.cancel_requested_at.is_null(False)).exists())
 
 
 def _requeued(wait_s: float) -> dict[str, Any]:

@@ -71,10 +71,10 @@ class _EmbeddedWorker:
             self._worker.stop(timeout=10_000)
 
 
-def main() -> int:
-    """Run the server until it is asked to stop; return the exit code."""
+def main(*, host: str | None = None, port: int | None = None) -> int:
+    """Run the server until it is asked to stop; return the exit code. An address given here goes before HOST and PORT."""
     try:
-        settings = load()
+        settings = load(host=host, port=port)
         settings.refuse_unsafe()
         log.configure(settings)
         app = build(settings)

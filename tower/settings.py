@@ -118,6 +118,14 @@ class Settings(BaseSettings):
             raise ValueError("expected redis://host:port/0")
         return value
 
+    @field_validator("url")
+    @classmethod
+    def _known_tower(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected http://host:port")
+        return value
+
     @property
     def embedded(self) -> bool:
         """Whether the server itself runs the tasks, because there is no broker between processes."""
@@ -126,7 +134,7 @@ class Settings(BaseSettings):
     def masked(self) -> dict[str, Any]:
         """Return the effective settings by their names in the environment, without secrets."""
         values = self.model_dump(mode="json")
-        for name in ("database_url", "redis_url"):
+        for name in ("database_url", "redis_url", "url"):
             values[name] = mask_url(values[name])
         return {env_name(name): value for name, value in values.items()}
 
@@ -154,13 +162,13 @@ class Settings(BaseSettings):
             )
 
 
-def load() -> Settings:
-    """Read the settings from the environment; raise SettingsError naming each variable that is wrong."""
+def load(**overrides: Any) -> Settings:
+    """Read the settings from the environment, under those overrides that are not None; raise SettingsError naming each that is wrong."""
     try:
-        return Settings()
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         lines = [
-            f"{item['loc'][0]}={mask_url(str(item['input']))!r}: {item['msg'].removeprefix('Value error, ')}"
+            f"{env_name(str(item['loc'][0]))}={mask_url(str(item['input']))!r}: {item['msg'].removeprefix('Value error, ')}"
             for item in error.errors(include_url=False)
         ]
         raise SettingsError("The environment does not describe a tower. " + " · ".join(lines)) from None
@@ -168,14 +176,18 @@ def load() -> Settings:
 
 def env_name(field: str) -> str:
     """Return the environment variable of a field."""
-    return str(Settings.model_fields[field].validation_alias)
+    known = Settings.model_fields.get(field)
+    return str(known.validation_alias) if known else field
 
 
 def mask_url(url: str | None) -> str | None:
     """Return the URL without its password and query."""
     if not url or "://" not in url:
-        return url
-    parts = urlsplit(url)
+        return "***" if url and "@" in url else url
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.partition("://")[0] + "://***"
     account, at, place = parts.netloc.rpartition("@")
     user, colon, _ = account.partition(":")
     netloc = f"{user}{':***' if colon else ''}{at}{place}"

@@ -30,7 +30,6 @@ def create_app(
         version=__version__,
         description=_DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=settings.max_body_mb * 1_000_000,
         redirect_slashes=False,
         redoc_url=None,
     )
@@ -40,7 +39,9 @@ def create_app(
     app.add_api_route("/", _home, include_in_schema=False)
     dashboard.mount(app, settings, broker)
     errors.install(app)
-    app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, forms_below=dashboard.PATH + "/")
+    app.add_middleware(
+        Guard, allowed_hosts=settings.allowed_hosts, max_body=settings.max_body_mb * 1_000_000, forms_below=dashboard.PATH + "/"
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
 

@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from tower.errors import Conflict, InvalidTask, NotFound, TooLarge, TowerError, Unavailable
 from tower.jsontext import BadJson
@@ -31,6 +32,8 @@ _MEANING = {
     422: "A field has a value that cannot be used; `detail` names it and the cure.",
     503: "Not now; try again after `Retry-After` seconds.",
 }
+
+TOO_LARGE = "The body is over the limit (TOWER_MAX_BODY_MB); send less, or a reference to it."
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +78,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(BadJson, _bad_json)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 async def _tower_error(request: Request, error: Exception) -> Response:
@@ -122,10 +124,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 405:
         detail = f"{request.method} is not possible here; the Allow header says what is."
     if error.status_code == 413:
-        detail = "The body is over the limit (TOWER_MAX_BODY_MB); send less, or a reference to it."
+        detail = TOO_LARGE
     return problem(error.status_code, code, detail, headers=dict(error.headers or {}))
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    _log.error("a request failed unexpectedly: %s %s", request.method, request.url.path, exc_info=error)
+def unexpected(scope: Scope, error: Exception) -> Response:
+    """Return the answer to a request that failed in a way nobody foresaw, and log why."""
+    _log.error("a request failed unexpectedly: %s %r", scope["method"], scope["path"][:200], exc_info=error)
     return problem(500, "internal_error", "Something went wrong in the tower; its log says what.")

@@ -1,11 +1,14 @@
-"""What stands before every route: who may ask (Host, Origin), how a body must be declared, and security headers."""
+"""What stands before every route: who may ask (Host, Origin), how a body must be declared and how large it may be, security headers."""
 
+import re
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tower.api.errors import problem
+from tower.api.errors import TOO_LARGE, problem, unexpected
 from tower.settings import LOOPBACK
 
 _CHANGES = ("POST", "PUT", "PATCH", "DELETE")
@@ -14,68 +17,92 @@ _SECURITY = {
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
 }
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 class Guard:
-    """Refuses requests a browser could be tricked into sending, and bodies that are not plain JSON."""
+    """Refuses requests a browser could be tricked into sending, and bodies that are not plain JSON of a bounded size."""
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], forms_below: str) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], max_body: int, forms_below: str) -> None:
         self._app = app
-        self._hosts = {*LOOPBACK, *allowed_hosts}
+        self._hosts = {*LOOPBACK, *(host.strip("[]") for host in allowed_hosts)}
+        self._max_body = max_body
         self._forms_below = forms_below
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what must be refused; pass the rest on."""
-        if scope["type"] != "http":
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":  # no route speaks it
+            await send({"type": "websocket.close", "code": 1008})
+        else:
             await self._app(scope, receive, send)
-            return
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started, taken = False, 0
 
         async def send_guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
                 for name, value in _SECURITY.items():
                     headers.setdefault(name, value)
             await send(message)
 
-        refusal = self._refuse(scope, Headers(scope=scope))
-        await (refusal or self._app)(scope, receive, send_guarded)
+        async def receive_limited() -> Message:
+            nonlocal taken
+            message = await receive()
+            taken += len(message.get("body", b""))
+            if taken > self._max_body:  # a body sent in chunks does not say before how large it is
+                raise HTTPException(413)
+            return message
 
-    def _refuse(self, scope: Scope, headers: Headers) -> ASGIApp | None:
+        try:
+            refusal = self._refuse(scope, Headers(scope=scope))
+            await (refusal or self._app)(scope, receive_limited, send_guarded)
+        except Exception as error:
+            if started:
+                raise
+            await unexpected(scope, error)(scope, receive, send_guarded)
+
+    def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or _name(hosts[0]) not in self._hosts:
+        if len(hosts) != 1:
+            return problem(421, "unknown_host", f"The request has {len(hosts)} Host headers; send one.")
+        if _name(hosts[0]) not in self._hosts:
             # A foreign page whose name was re-bound to this address still sends its own name.
-            return problem(
-                421, "unknown_host", f"This tower does not answer for {(hosts or [''])[0][:100]!r}; add it to TOWER_ALLOWED_HOSTS."
-            )
-        if scope["method"] in _CHANGES:
-            return self._refuse_change(scope, headers, hosts[0])
-        return None
+            return problem(421, "unknown_host", f"This tower does not answer for {hosts[0][:100]!r}; add it to TOWER_ALLOWED_HOSTS.")
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()):
+            return problem(400, "bad_request", f"The Content-Length is {length[:100]!r}; send a number.")
+        if int(length[:20]) > self._max_body:
+            return problem(413, "body_too_large", TOO_LARGE)
+        return self._refuse_change(scope, headers, hosts[0]) if scope["method"] in _CHANGES else None
 
-    def _refuse_change(self, scope: Scope, headers: Headers, host: str) -> ASGIApp | None:
-        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
-        if site not in ("same-origin", "none") or (origin is not None and origin.partition("://")[2] != host):
+    def _refuse_change(self, scope: Scope, headers: Headers, host: str) -> Response | None:
+        sites, origins = headers.getlist("sec-fetch-site"), headers.getlist("origin")
+        if any(site not in ("same-origin", "none") for site in sites) or any(origin.partition("://")[2] != host for origin in origins):
             return problem(403, "foreign_origin", "Changes are taken from this tower's own pages and from programs, not from other sites.")
-        if headers.get("content-encoding", "identity") != "identity":
+        if any(encoding.lower() != "identity" for encoding in headers.getlist("content-encoding")):
             return problem(415, "unsupported_encoding", "The body is compressed; send it as it is.")
         has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
-        if has_body and not scope["path"].startswith(self._forms_below) and not _is_json(headers.get("content-type", "")):
-            return problem(
-                415,
-                "unsupported_media_type",
-                f"The body is declared as {headers.get('content-type', 'nothing')[:100]!r}; send application/json.",
-            )
+        types = headers.getlist("content-type")
+        if has_body and not scope["path"].startswith(self._forms_below) and not (len(types) == 1 and _is_json(types[0])):
+            declared = repr(", ".join(types)[:100]) if types else "nothing"
+            return problem(415, "unsupported_media_type", f"The body is declared as {declared}; send application/json in UTF-8.")
         return None
 
 
-def _name(host: str) -> str:
-    """Return the name in a Host header, without its port."""
-    if host.startswith("["):
-        return host[1 : host.find("]")].lower()
-    return host.partition(":")[0].lower()
+def _name(host: str) -> str | None:
+    """Return the name in a Host header, without its port; None if it is no host at all."""
+    match = _HOST.fullmatch(host)
+    return match[1].strip("[]").lower() if match else None
 
 
 def _is_json(content_type: str) -> bool:
-    kind, _, options = content_type.lower().partition(";")
-    charset = options.partition("charset=")[2].strip(' "')
-    return kind.strip() == "application/json" and charset in ("", "utf-8", "utf8")
+    kind, *options = (part.strip().lower() for part in content_type.split(";"))
+    charsets = [option.partition("=")[2].strip(' "') for option in options if option.partition("=")[0].strip() == "charset"]
+    return kind == "application/json" and all(charset in ("utf-8", "utf8") for charset in charsets)

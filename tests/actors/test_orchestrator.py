@@ -1,0 +1,154 @@
+"""The decision what may start: as a function, and on both databases."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actors.orchestrator import Dispatcher, Room, choose, measure_room
+from tests import rows as r
+from tower import db, lifecycle
+from tower.lifecycle import Outcome
+from tower.models import DISPATCHED, QUEUED, SUCCEEDED, new_id
+from tower.settings import Settings
+
+_candidates = st.lists(
+    st.fixed_dictionaries({"queue": st.sampled_from(["a", "b", "c"]), "concurrency_key": st.sampled_from([None, None, "k1", "k2"])}),
+    max_size=40,
+).map(lambda rows: [{"id": str(number), **row} for number, row in enumerate(rows)])
+_rooms = st.builds(Room, st.integers(-2, 20), st.dictionaries(st.sampled_from(["a", "b"]), st.integers(-2, 10)))
+
+
+@given(_candidates, _rooms, st.sets(st.sampled_from(["k1", "k2"])))
+def test_a_decision_keeps_every_limit_and_leaves_nothing_that_could_start(rows: list[dict[str, Any]], room: Room, held: set[str]) -> None:
+    """Never over a limit, never two of a key, in order, and no slot stays empty without a reason."""
+    before = set(held)
+    chosen, left = choose(rows, room, held)
+
+    picked = [row for row in rows if row["id"] in chosen]
+    assert [row["id"] for row in picked] == chosen
+    assert len(chosen) <= max(0, room.total)
+    queues = Counter(row["queue"] for row in picked)
+    assert all(count <= room.queues.get(queue, 0) for queue, count in queues.items())
+    keys = Counter(row["concurrency_key"] for row in picked if row["concurrency_key"])
+    assert all(count == 1 and key not in before for key, count in keys.items())
+    for row in rows:
+        if row["id"] not in chosen:
+            key = row["concurrency_key"]
+            assert left.total <= 0 or left.queues.get(row["queue"], 0) <= 0 or (key is not None and key in held)
+
+
+def test_room_is_the_slots_and_a_small_prefetch_less_what_is_in_flight() -> None:
+    """A quarter of the slots waits at the workers, so that none idles between two tasks."""
+    workers = [{"slots": 8, "queues": ["a", "b"]}, {"slots": 1, "queues": ["b"]}]
+    assert measure_room(workers, [{"queue": "b", "count": 5}]) == Room(7, {"a": 10, "b": 7})
+
+
+def test_a_queue_without_workers_has_no_room() -> None:
+    """Its tasks wait, and hold up nobody else."""
+    room = measure_room([{"slots": 2, "queues": ["a"]}], [{"queue": "gone", "count": 1}])
+    assert room.open_queues() == ["a"]
+
+
+class _Nudges:
+    """Stands in for the broker: remembers what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def send(self, actor: str, task_id: str) -> bool:
+        self.sent.append((actor, task_id))
+        return True
+
+
+@pytest.fixture
+def nudges() -> _Nudges:
+    return _Nudges()
+
+
+@pytest.fixture
+def dispatcher(rows: Settings, nudges: _Nudges) -> Dispatcher:
+    return Dispatcher(rows, nudges)  # type: ignore[arg-type]
+
+
+def test_one_pass_starts_everything_that_may_start_in_order(dispatcher: Dispatcher, nudges: _Nudges) -> None:
+    """Highest head start first, up to the room."""
+    r.add_worker(slots=2)
+    late, urgent, early = r.insert(priority=-100), r.insert(priority=100), r.insert()
+    more = r.insert()
+    assert dispatcher.run_pass() == 3
+    assert set(nudges.sent) == {("handler.echo", task_id) for task_id in (urgent, early, more)}
+    assert r.row(late)["status"] == QUEUED
+
+
+def test_tasks_with_the_same_key_run_one_after_the_other(dispatcher: Dispatcher) -> None:
+    """The next one starts when the first has ended, and says so meanwhile; others pass it by."""
+    r.add_worker()
+    first, second, other = r.insert(concurrency_key="repo"), r.insert(concurrency_key="repo"), r.insert()
+    assert dispatcher.run_pass() == 2
+    assert [r.row(task_id)["status"] for task_id in (first, second, other)] == [DISPATCHED, QUEUED, DISPATCHED]
+    assert r.row(second)["wait_reason"] == "concurrency_key"
+
+    claim = r.claim(first)
+    assert claim and dispatcher.run_pass() == 0
+    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED), new_id()))
+    assert dispatcher.run_pass() == 1
+    assert r.row(second)["status"] == DISPATCHED
+
+
+def test_a_long_line_for_one_key_keeps_nobody_else_waiting(dispatcher: Dispatcher) -> None:
+    """However many of them stand in front."""
+    r.add_worker(slots=2)
+    for _ in range(30):
+        r.insert(concurrency_key="repo")
+    free = r.insert()
+    assert dispatcher.run_pass() == 2
+    assert r.row(free)["status"] == DISPATCHED
+
+
+def test_a_task_waits_for_its_time(dispatcher: Dispatcher) -> None:
+    """`not_before` in the future is a reason to wait."""
+    r.add_worker()
+    later = r.insert(not_before=db.read(db.clock) + 60)
+    assert dispatcher.run_pass() == 0
+    assert r.row(later)["wait_reason"] == "not_before"
+
+
+def test_without_a_worker_nothing_starts_and_the_task_says_why(dispatcher: Dispatcher) -> None:
+    """no_worker; and no_free_slot when there is one that is full."""
+    task_id = r.insert()
+    assert dispatcher.run_pass() == 0
+    assert r.row(task_id)["wait_reason"] == "no_worker"
+    r.add_worker(slots=1)
+    for _ in range(2):
+        r.running()
+    assert dispatcher.run_pass() == 0
+    assert r.row(task_id)["wait_reason"] == "no_free_slot"
+
+
+def test_nudges_that_arrive_together_are_answered_by_one_pass(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nudge that came before a pass began has nothing left to say."""
+    import threading
+
+    passes, inside, go_on = [], threading.Event(), threading.Event()
+
+    def slow_pass() -> int:
+        passes.append(1)
+        inside.set()
+        go_on.wait(10)
+        return 0
+
+    monkeypatch.setattr(dispatcher, "run_pass", slow_pass)
+    threads = [threading.Thread(target=dispatcher.orchestrate, args=("x",)) for _ in range(8)]
+    threads[0].start()
+    inside.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    while dispatcher._tickets < 8:
+        threading.Event().wait(0.005)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert len(passes) == 2

@@ -1,0 +1,64 @@
+"""Shorthand for tests that work on rows directly."""
+
+from typing import Any
+
+from tower import db, lifecycle, queries
+from tower.lifecycle import Claim, NewTask
+from tower.models import Worker, new_id
+
+
+def insert(**fields: Any) -> str:
+    """Insert a queued task and return its id."""
+    task_id = str(fields.pop("id", None) or new_id())
+    defaults: dict[str, Any] = {
+        "type": "echo",
+        "queue": "default",
+        "payload": "{}",
+        "labels": {},
+        "priority": 0,
+        "not_before": None,
+        "timeout_s": 60.0,
+        "max_attempts": 1,
+        "correlation_id": task_id,
+    }
+    db.unit(lambda: lifecycle.insert([NewTask(id=task_id, **(defaults | fields))]))
+    return task_id
+
+
+def dispatch(*ids: str) -> list[str]:
+    return [nudge.id for nudge in db.unit(lambda: lifecycle.dispatch(ids))]
+
+
+def claim(task_id: str | None = None, worker: str = "w1") -> Claim | None:
+    return db.unit(lambda: lifecycle.claim(worker, new_id(), task_id=task_id, queues=["default"]))
+
+
+def running(worker: str = "w1", **fields: Any) -> Claim:
+    """Insert a task and bring it to running."""
+    task_id = insert(**fields)
+    dispatch(task_id)
+    claimed = claim(task_id, worker)
+    assert claimed is not None
+    return claimed
+
+
+def row(task_id: str) -> dict[str, Any]:
+    return db.read(lambda: queries.task(task_id))
+
+
+def kinds(task_id: str) -> list[str]:
+    return [event["kind"] for event in db.read(lambda: queries.events(task_id))]
+
+
+def add_worker(worker_id: str = "w1", **fields: Any) -> None:
+    """Make a worker known that lives somewhere else, and beat just now."""
+    values = {
+        "host": "elsewhere",
+        "pid": 1,
+        "pid_space": "elsewhere",
+        "pid_started": 0.0,
+        "slots": 8,
+        "queues": '["default"]',
+        "version": "0",
+    }
+    db.unit(lambda: Worker.insert(id=worker_id, started_at=db.now(), beat_at=db.now(), **(values | fields)).execute())

@@ -1,0 +1,170 @@
+"""The sweep: what it repairs, and what it leaves alone."""
+
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from tests import rows as r
+from tests.servers import wait_for
+from tower import db, host
+from tower.models import FAILED, QUEUED, RUNNING, Task, Worker
+from tower.settings import Settings
+from tower.sweep import Sweep
+
+
+class _Nudges:
+    """Stands in for the broker: remembers what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def send(self, actor: str, task_id: str) -> bool:
+        self.sent.append((actor, task_id))
+        return True
+
+
+@pytest.fixture
+def nudges() -> _Nudges:
+    return _Nudges()
+
+
+@pytest.fixture
+def sweep(rows: Settings, nudges: _Nudges) -> Sweep:
+    return Sweep(rows, nudges)  # type: ignore[arg-type]
+
+
+def make_due(**more: Any) -> None:
+    """Let every nudge and reminder be due now."""
+    db.unit(lambda: Task.update(nudge_at=0, trace_due_at=0, **more).execute())
+
+
+def test_a_queued_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nudges: _Nudges) -> None:
+    """Once, for the orchestrator actor; not again before its time."""
+    task_id = r.insert()
+    make_due()
+    sweep.run_once()
+    sweep.run_once()
+    assert nudges.sent.count(("tower.orchestrate", task_id)) == 1
+
+
+def test_a_dispatched_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nudges: _Nudges) -> None:
+    """To the handler actor of its type."""
+    r.add_worker()
+    task_id = r.insert()
+    r.dispatch(task_id)
+    make_due()
+    sweep.run_once()
+    assert ("handler.echo", task_id) in nudges.sent
+
+
+def test_a_dispatched_task_without_any_worker_goes_back_to_the_queue(sweep: Sweep) -> None:
+    """Its order and its reason are true again."""
+    task_id = r.insert()
+    r.dispatch(task_id)
+    make_due()
+    sweep.run_once()
+    assert r.row(task_id)["status"] == QUEUED
+    assert r.kinds(task_id)[-1] == "undelivered"
+
+
+def test_a_missing_trace_is_asked_for_again(sweep: Sweep, nudges: _Nudges) -> None:
+    """Also for a task that only waits."""
+    task_id = r.insert()
+    make_due()
+    sweep.run_once()
+    assert ("tower.trace", task_id) in nudges.sent
+
+
+def test_a_lease_is_taken_only_after_we_saw_the_beat_stand_still(sweep: Sweep, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By our own clock: a step of any other clock takes nothing away."""
+    now = [1000.0]
+    monkeypatch.setattr("tower.sweep.time.monotonic", lambda: now[0])
+    r.add_worker()
+    claim = r.running()
+    step = rows.lease_s / 2
+    for _ in range(2):
+        sweep.run_once()
+        now[0] += step
+    assert r.row(claim.id)["status"] == RUNNING
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == QUEUED
+    assert r.kinds(claim.id)[-1] == "worker_lost"
+
+
+def test_a_sweep_that_was_asleep_itself_starts_watching_anew(sweep: Sweep, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed lid or a database that was away proves nothing about workers."""
+    now = [1000.0]
+    monkeypatch.setattr("tower.sweep.time.monotonic", lambda: now[0])
+    r.add_worker()
+    claim = r.running()
+    sweep.run_once()
+    now[0] += rows.lease_s * 100
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == RUNNING
+
+
+def test_tasks_of_a_process_that_died_here_are_taken_back_at_once(sweep: Sweep) -> None:
+    """And what it left running is ended first."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    r.add_worker(pid=dead.pid, pid_space=host.pid_space(), pid_started=time.time())
+    claim = r.running()
+    orphan = subprocess.Popen(["sleep", "60"], env={host.MARK: f"{claim.id}:{claim.attempt}", "PATH": "/usr/bin:/bin"})
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == QUEUED
+    assert orphan.wait(5) == -9
+    wait_for("the worker to be forgotten", lambda: not db.read(lambda: Worker.select().exists()), 1)
+
+
+def test_a_pid_that_was_given_to_another_process_is_not_the_worker(sweep: Sweep) -> None:
+    """The start time tells them apart."""
+    me = psutil.Process()
+    r.add_worker(pid=me.pid, pid_space=host.pid_space(), pid_started=me.create_time() - 3600)
+    claim = r.running()
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == QUEUED
+
+
+def test_a_live_process_keeps_its_tasks(sweep: Sweep) -> None:
+    """Even if it has not beaten yet."""
+    me = psutil.Process()
+    r.add_worker(pid=me.pid, pid_space=host.pid_space(), pid_started=me.create_time())
+    claim = r.running()
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == RUNNING
+
+
+def test_a_task_that_loses_every_worker_ends_as_worker_lost(sweep: Sweep) -> None:
+    """A poison task stops nothing else."""
+    r.add_worker(pid=2**22 + 1, pid_space=host.pid_space(), pid_started=0)
+    claim = r.running()
+    db.unit(lambda: Task.update(losses=2).execute())
+    sweep.run_once()
+    assert (r.row(claim.id)["status"], r.row(claim.id)["error_code"]) == (FAILED, "worker_lost")
+
+
+def test_an_idle_tower_writes_nothing(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that finds nothing due only reads."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a pass without need wrote")
+
+    monkeypatch.setattr(db, "unit", refuse)
+    sweep.run_once()
+
+
+def test_two_sweeps_do_no_more_than_one(rows: Settings) -> None:
+    """Every statement compares before it sets."""
+    nudges, task_id = _Nudges(), r.insert()
+    r.add_worker(pid=2**22 + 1, pid_space=host.pid_space(), pid_started=0)
+    claim = r.running()
+    make_due()
+    for _ in range(2):
+        for sweep in (Sweep(rows, nudges), Sweep(rows, nudges)):  # type: ignore[arg-type]
+            sweep.run_once()
+    assert r.kinds(claim.id).count("worker_lost") == 1
+    assert nudges.sent.count(("tower.trace", task_id)) == 1

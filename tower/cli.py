@@ -1,0 +1,265 @@
+"""Door 3, the command `tower`: starts the server and workers, and talks to a running tower."""
+
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+from uuid import UUID
+
+import click
+
+from tower import __version__, jsontext, present
+from tower.client import Client, Unreachable
+from tower.errors import SettingsError, TowerError
+from tower.models import STATUSES, SUCCEEDED
+from tower.settings import load
+
+Command = Callable[..., int | None]
+
+INTERRUPTED = 130
+
+_task_id = click.argument("task_id", metavar="ID", type=click.UUID)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; return 0, 1 if the tower refused or the task failed, 2 for a wrong usage or setting, 3 if no tower answers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a log may hold what the terminal's encoding does not
+    args = list(sys.argv[1:] if args is None else args)
+    try:
+        jsontext.check(args)  # an argument may hold bytes that are no text
+        return int(cli.main(args, prog_name="tower", standalone_mode=False) or 0)
+    except click.Abort:
+        return INTERRUPTED
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except jsontext.BadJson as error:
+        _complain(str(error).replace("The body", "The payload"))
+        return 2
+    except TowerError as error:
+        _complain(f"{error.message} ({error.code})")
+        return 2 if isinstance(error, SettingsError) else 3 if isinstance(error, Unreachable) else 1
+
+
+def _complain(text: str) -> None:
+    click.echo(f"tower: {present.plain(text)}", err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Run a DevOps Control Tower, or talk to one that runs."""
+
+
+# ---- what runs here
+
+
+@cli.command(epilog="Example: tower up --port 8080")
+@click.option("--host", help="The address to bind; HOST if absent.")
+@click.option("--port", type=click.IntRange(0, 65535), help="The port to bind; PORT if absent, any free one if 0.")
+def up(host: str | None, port: int | None) -> int:
+    """Run the server; without REDIS_URL it runs the tasks as well."""
+    from tower.main import main as serve  # noqa: PLC0415  # takes a second, which the other commands need not wait
+
+    return serve(host=host, port=port)
+
+
+@cli.command(epilog="Example: tower worker --processes 2 --threads 8")
+@click.option("--processes", type=click.IntRange(1), help="Worker processes; dramatiq's default if absent.")
+@click.option("--threads", type=click.IntRange(1), help="Tasks that each process runs at once; dramatiq's default if absent.")
+def worker(processes: int | None, threads: int | None) -> None:
+    """Run workers for a tower whose broker is at REDIS_URL."""
+    if load().embedded:
+        raise SettingsError("A worker of its own needs REDIS_URL; without it the server runs the tasks itself (`tower up`).")
+    given = {"--processes": processes, "--threads": threads}
+    options = [part for name, value in given.items() if value for part in (name, str(value))]
+    os.execv(sys.executable, [sys.executable, "-m", "dramatiq", "tower.actors", *options])  # noqa: S606  # no shell is wanted
+
+
+@cli.command(epilog="Example: PORT=8080 tower check")
+@_as_json
+def check(as_json: bool) -> None:
+    """Print the settings in effect, secrets masked, and warnings; needs no running tower."""
+    settings = load()
+    masked, warnings = settings.masked(), settings.warnings()
+    if as_json:
+        click.echo(present.document({"settings": masked, "warnings": warnings}))
+    else:
+        click.echo(present.settings(masked))
+        for warning in warnings:
+            click.echo(f"warning: {present.plain(warning)}")
+    settings.refuse_unsafe()
+
+
+# ---- what a running tower is asked
+
+
+def _asks(command: Command) -> Command:
+    """Hand the command a client of the tower at --url, and give it --json."""
+
+    @click.option("--url", help="The tower to talk to; TOWER_URL if absent.")
+    @_as_json
+    @functools.wraps(command)
+    def with_client(*args: Any, url: str | None, **options: Any) -> int | None:
+        with Client(load(url=url).url) as client:
+            return command(client, *args, **options)
+
+    return with_client
+
+
+def _pairs(context: click.Context, option: click.Parameter, values: Iterable[str]) -> dict[str, str]:
+    """Return name=value options as a dict."""
+    split = [value.partition("=") for value in values]
+    for name, equals, _ in split:
+        if not name or not equals:
+            raise click.BadParameter(f"{name + equals!r} is not name=value, as in team=platform.")
+    return {name: value for name, _, value in split}
+
+
+_labels = click.option("--label", "labels", metavar="NAME=VALUE", multiple=True, callback=_pairs, help="A label; may be given again.")
+
+
+@cli.command(epilog="Example: tower enqueue command --wait --cwd . -- git log -3")
+@click.argument("type_", metavar="TYPE")
+@click.argument("argv", metavar="[-- ARGV...]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--payload", metavar="JSON", help="What the handler is given.")
+@click.option("--payload-file", metavar="FILE", type=click.File("rb"), help="A file that holds the payload; - is standard input.")
+@click.option("--cwd", metavar="DIR", type=Path, help="For a command: the folder to run in, on the worker's machine.")
+@click.option("--title", help="A name for people.")
+@click.option("--priority", type=int, help="Seconds of head start over tasks enqueued at the same moment.")
+@click.option("--not-before", metavar="TIME", help="Start at this time at the earliest, as in 2031-05-01T08:00:00Z.")
+@click.option("--timeout-s", type=float, help="Seconds that one attempt may run.")
+@click.option("--max-attempts", type=int, help="Attempts that may fail; 1 makes it at most once.")
+@click.option("--idempotency-key", metavar="KEY", help="The same key and task give the same id.")
+@click.option("--concurrency-key", metavar="KEY", help="Tasks with the same key run one after the other.")
+@_labels
+@click.option("--requested-by", metavar="NAME", help="Who or what asks for it.")
+@click.option("--wait", is_flag=True, help="Follow the log to the end; succeed only if the task does.")
+@_asks
+def enqueue(
+    client: Client,
+    type_: str,
+    argv: tuple[str, ...],
+    payload: str | None,
+    payload_file: IO[bytes] | None,
+    cwd: Path | None,
+    wait: bool,
+    as_json: bool,
+    **fields: Any,
+) -> int | None:
+    """Enqueue a task of TYPE and print its id.
+
+    What follows -- is the program that a task of type command runs, with its arguments.
+    """
+    given = _payload(payload, payload_file)
+    if argv or cwd:
+        if type_ != "command":
+            raise click.UsageError(f"Only a task of type command takes --cwd and a program after --, not {type_!r}; use --payload.")
+        given = _with_program(given, argv, cwd)
+    spec = {"type": type_, "payload": given, **{name: value for name, value in fields.items() if value is not None}}
+    task_id, new = client.enqueue(spec)
+    if not (wait and as_json):
+        _tell_id(task_id, as_json, new=new)
+    if not new:
+        click.echo("tower: An earlier request with this idempotency key made the task.", err=True)
+    return _wait(client, task_id, as_json) if wait else None
+
+
+def _payload(text: str | None, file: IO[bytes] | None) -> Any:
+    if text is not None and file is not None:
+        raise click.UsageError("Give --payload or --payload-file, not both.")
+    return jsontext.loads(file.read() if file else (text or "{}").encode(errors="surrogateescape"))
+
+
+def _with_program(payload: Any, argv: Sequence[str], cwd: Path | None) -> Any:
+    if not isinstance(payload, dict) or (argv and "argv" in payload):
+        raise click.UsageError("Give the program in the payload or after --, not both.")
+    program = {"argv": list(argv)} if argv else {}
+    return {**payload, **program, **({"cwd": str(cwd.absolute())} if cwd else {})}
+
+
+def _tell_id(task_id: str, as_json: bool, **more: Any) -> None:
+    click.echo(present.document({"task_id": task_id, **more}) if as_json else present.plain(task_id))
+
+
+def _wait(client: Client, task_id: str, as_json: bool) -> int:
+    for line in client.follow(task_id):
+        if not as_json:
+            click.echo(present.log_line(line))
+    task = client.task(task_id)
+    if as_json:
+        click.echo(present.document(task))
+    if task["status"] == SUCCEEDED:
+        return 0
+    _complain(present.ending(task))
+    return 1
+
+
+@cli.command(epilog="Example: tower show 0192f0c1-2345-7abc-8def-0123456789ab")
+@_task_id
+@_asks
+def show(client: Client, task_id: UUID, as_json: bool) -> None:
+    """Show everything known about a task."""
+    task = client.task(str(task_id))
+    click.echo(present.document(task) if as_json else present.task(task))
+
+
+@cli.command(epilog="Example: tower logs -f 0192f0c1-2345-7abc-8def-0123456789ab")
+@_task_id
+@click.option("-f", "--follow", is_flag=True, help="Go on until the task's end.")
+@_asks
+def logs(client: Client, task_id: UUID, follow: bool, as_json: bool) -> None:
+    """Print a task's log; with --json, one object a line."""
+    for line in client.follow(str(task_id)) if follow else client.log(str(task_id)):
+        click.echo(present.json_line({"line": line}) if as_json else present.log_line(line))
+    if follow and as_json:
+        click.echo(present.json_line({"status": client.task(str(task_id))["status"]}))
+
+
+@cli.command("list", epilog="Example: tower list --status failed --label team=platform")
+@click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Only with this status; may be given again.")
+@click.option("--type", metavar="TYPE", multiple=True, help="Only of this type; may be given again.")
+@_labels
+@click.option("--text", help="Only with this in the title, type or id.")
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
+@_asks
+def list_(client: Client, limit: int, labels: dict[str, str], as_json: bool, **filters: Any) -> None:
+    """List tasks, newest first."""
+    page = client.tasks(limit, label=[f"{name}:{value}" for name, value in labels.items()], **filters)
+    if as_json:
+        click.echo(present.document(page))
+    elif page["tasks"]:
+        click.echo(present.tasks(page["tasks"]))
+    else:
+        click.echo("No task fits.", err=True)
+    if page["next_cursor"] and not as_json:
+        click.echo("There are more; raise --limit or narrow down.", err=True)
+
+
+_by = click.option("--by", metavar="NAME", help="Who asks, for the record.")
+
+
+@cli.command(epilog="Example: tower cancel 0192f0c1-2345-7abc-8def-0123456789ab")
+@_task_id
+@_by
+@_asks
+def cancel(client: Client, task_id: UUID, by: str | None, as_json: bool) -> None:
+    """Cancel a task: at once if it waits, within seconds if it runs."""
+    told = client.cancel(str(task_id), by)
+    done = "is cancelled" if told["status"] == "cancelled" else "is being stopped"
+    click.echo(present.document(told) if as_json else f"Task {task_id} {done}.")
+
+
+@cli.command(epilog="Example: tower retry 0192f0c1-2345-7abc-8def-0123456789ab")
+@_task_id
+@_by
+@_asks
+def retry(client: Client, task_id: UUID, by: str | None, as_json: bool) -> None:
+    """Enqueue a task that has ended again; print the id of the new one."""
+    _tell_id(client.retry(str(task_id), by), as_json)

@@ -1,0 +1,106 @@
+"""What the command line prints for people: short aligned text in which nothing a task wrote can act on the terminal."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
+#: Control characters, halves of surrogate pairs, and what turns the direction of text.
+_ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_RESET = "\x1b[0m"
+
+_FACTS = ("id", "type", "title", "requested_by", "queue", "concurrency_key", "parent_id", "retry_of")
+_TIMES = ("not_before", "created_at", "started_at", "finished_at")
+
+
+def plain(text: Any) -> str:
+    """Return the text on one line, with everything that could act on a terminal made visible."""
+    return _ACTING.sub("\ufffd", str(text))
+
+
+def log_line(line: str) -> str:
+    """Return a line of a log with its colours kept inside the line, and nothing else that acts on a terminal but tabs."""
+    parts = _COLOUR.split(line)
+    safe = "".join(part if place % 2 else "\t".join(map(plain, part.split("\t"))) for place, part in enumerate(parts))
+    return safe + _RESET if len(parts) > 1 else safe
+
+
+def document(value: Any) -> str:
+    """Return a value as JSON that is safe in any terminal and any encoding."""
+    return json.dumps(value, indent=2)
+
+
+def json_line(value: Any) -> str:
+    """Return a value as JSON on one line."""
+    return json.dumps(value)
+
+
+def settings(values: dict[str, Any]) -> str:
+    """Return settings as aligned lines; what is not set stays empty."""
+    return table((name, "" if value is None else ",".join(value) if isinstance(value, list) else value) for name, value in values.items())
+
+
+def task(found: dict[str, Any]) -> str:
+    """Return a task as aligned lines, without what it does not have."""
+    facts = [(name, found[name]) for name in _FACTS]
+    facts[2:2] = [("status", _state(found)), ("attempt", f"{found['attempt']} of {found['max_attempts']}")]
+    facts += [("labels", " ".join(f"{name}={value}" for name, value in found["labels"].items()))]
+    facts += [(name, found[name]) for name in _TIMES]
+    lines = pairs((name, value) for name, value in facts if value)
+    return "\n".join([lines, *_error_lines(found), *_values(found)])
+
+
+def tasks(found: Sequence[dict[str, Any]]) -> str:
+    """Return tasks as a table."""
+    rows = [("ID", "STATUS", "TYPE", "CREATED", "TITLE")]
+    rows += [(one["id"], _state(one), one["type"], _second(one["created_at"]), one["title"] or "") for one in found]
+    return table(rows)
+
+
+def ending(found: dict[str, Any]) -> str:
+    """Return how a task ended, in a sentence with what to do about it."""
+    error = found["error"]
+    told = f": {error['message']} {error['advice'] or ''}".rstrip() + f" ({error['code']})" if error else "."
+    return plain(f"Task {found['id']} {found['status'].replace('_', ' ')}{told}")
+
+
+def pairs(items: Iterable[tuple[str, Any]]) -> str:
+    """Return names and values, the values below each other."""
+    return table([(f"{name}:", value) for name, value in items])
+
+
+def table(rows: Iterable[Sequence[Any]]) -> str:
+    """Return rows with their columns below each other."""
+    cells = [[plain(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+
+def _state(found: dict[str, Any]) -> str:
+    stopping = found["cancel_requested_at"] and found["status"] == "running"
+    why = "stopping" if stopping else found["wait_reason"] or (found["error"] or {}).get("code")
+    return f"{found['status']} ({why})" if why and why != found["status"] else str(found["status"])
+
+
+def _second(at: str) -> str:
+    return re.sub(r"\.\d+", "", at)
+
+
+def _error_lines(found: dict[str, Any]) -> list[str]:
+    error = found["error"]
+    if not error:
+        return []
+    lines = ["", f"error: {plain(error['message'])}", *([f"  {error['advice']}"] if error["advice"] else [])]
+    return lines + _block("details", error["details"])
+
+
+def _values(found: dict[str, Any]) -> list[str]:
+    return _block("payload", found["payload"]) + _block("result", found["result"])
+
+
+def _block(name: str, value: Any) -> list[str]:
+    """Return a value as indented JSON; nothing for nothing."""
+    if value is None or value == {}:
+        return []
+    return ["", f"{name}:", *(plain(f"  {line}") for line in json.dumps(value, indent=2, ensure_ascii=False).split("\n"))]
