@@ -35,6 +35,6 @@ ENV HOST=0.0.0.0 \
 EXPOSE 8000
 
 HEALTHCHECK --interval=5s --timeout=3s --start-period=10s --retries=3 \
-    CMD ["python", "-c", "import os, urllib.request as web; web.build_opener(web.ProxyHandler({})).open('http://127.0.0.1:' + os.environ['PORT'] + '/health', timeout=2)"]
+    CMD ["python", "-c", "import http.client, os; tower = http.client.HTTPConnection('127.0.0.1', int(os.environ['PORT']), timeout=2); tower.request('GET', '/health'); assert tower.getresponse().status == 200"]
 
 CMD ["python", "-m", "devops_control_tower.main"]

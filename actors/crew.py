@@ -66,11 +66,11 @@ class Crew(Middleware):
         worker.worker_threads += CONTROL_THREADS
         queues = [queue for queue in self._registry.queues if not worker.consumer_whitelist or queue in worker.consumer_whitelist]
         self._prepare_database()
-        self.start(slots, queues)
+        self._start(slots, queues)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
-        """Hand back what runs before dramatiq waits for its threads."""
-        self.stop(self._settings.shutdown_grace_s)
+        """Hand back what runs before dramatiq waits for its threads; the embedded server ends at once, as Ctrl-C should."""
+        self._stop(0 if self._settings.embedded else self._settings.shutdown_grace_s)
 
     def _prepare_database(self) -> None:
         while True:
@@ -82,17 +82,15 @@ class Crew(Middleware):
 
     # ---- the worker
 
-    def start(self, slots: int, queues: list[str], *, sweep: bool = True) -> None:
-        """Start taking tasks; the embedded server has a sweep of its own already."""
+    def _start(self, slots: int, queues: list[str]) -> None:
         self._worker = WorkerProcess(self._settings, self._nudger, slots=slots, queues=queues)
         self._runner = Runner(self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass)
         self._worker.start(self._runner.look)
-        if sweep:
+        if not self._settings.embedded:  # the server has a sweep already
             self._sweep = Sweep(self._settings, self._nudger)
             self._sweep.start()
 
-    def stop(self, grace_s: float) -> None:
-        """Stop taking tasks, and hand back those that still run after the grace."""
+    def _stop(self, grace_s: float) -> None:
         if self._sweep:
             self._sweep.stop()
         if self._worker:

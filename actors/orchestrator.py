@@ -1,5 +1,6 @@
 """The orchestrator actor: decides, alone and in SQL order, which tasks may start, and nudges their handler actors."""
 
+import math
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from tower.broker import Nudger, handler_actor
 from tower.lifecycle import Nudge
 from tower.models import QUEUED, Task
 from tower.settings import Settings
+
+
+#: Tasks that wait at the workers, per slot, so that none idles between two tasks.
+PREFETCH = 0.25
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def measure_room(workers: Iterable[Mapping[str, Any]], in_flight: Iterable[Mappi
     """Return how much more the workers can take: their slots and a small prefetch, less what is in flight."""
     total, queues = 0, dict[str, int]()
     for worker in workers:
-        takes = worker["slots"] + max(1, worker["slots"] // 4)
+        takes = math.ceil(worker["slots"] * (1 + PREFETCH))  # none from a worker that is stopping and has no slots left
         total += takes
         for queue in worker["queues"]:
             queues[queue] = queues.get(queue, 0) + takes

@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, Attempt
 from tower import __version__, db, lifecycle
@@ -52,17 +53,21 @@ class WorkerProcess:
     def stop(self, grace_s: float) -> None:
         """Take no more tasks, let the running ones go on for a while, then hand them back to the queue."""
         self._stopping.set()
+        self._try(Worker.update(slots=0).where(Worker.id == self.id))  # what is handed back must not be dispatched to us
         if not self._wait_until_idle(grace_s):
             for attempt in self.attempts():
                 attempt.stop(SHUTDOWN)
             self._wait_until_idle(10.0)
         if self._pulse:
             self._pulse.join(timeout=5)
-        try:
-            db.unit(lambda: Worker.delete().where(Worker.id == self.id).execute(), patience_s=2)
-        except Unavailable:
-            _log.warning("the worker's row stays until a sweep forgets it: the database does not answer")
+        self._try(Worker.delete().where(Worker.id == self.id))
         _log.info("worker stopped", extra={"fields": {"worker": self.id}})
+
+    def _try(self, query: Any) -> None:
+        try:
+            db.unit(query.execute, patience_s=2)
+        except Unavailable as error:
+            _log.warning("%s The worker's row stays until a sweep forgets it.", error.message)
 
     def _wait_until_idle(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from queue import Queue
 from typing import Any
 
@@ -87,6 +88,23 @@ class _WakingConsumer(_RedisConsumer):
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
         return super().__next__()  # type: ignore[no-untyped-call]
+
+    # A nudge that stays unacknowledged comes again one day, which is harmless; to insist would hold up the worker's threads.
+
+    def ack(self, message: Any) -> None:
+        """Tell Redis that the message is done, if it listens."""
+        with suppress(ConnectionClosed, redis.RedisError):
+            super().ack(message)  # type: ignore[no-untyped-call]
+
+    def nack(self, message: Any) -> None:
+        """Tell Redis that the message failed, if it listens."""
+        with suppress(ConnectionClosed, redis.RedisError):
+            super().nack(message)  # type: ignore[no-untyped-call]
+
+    def requeue(self, messages: Any) -> None:
+        """Give messages back to Redis, if it listens."""
+        with suppress(ConnectionClosed, redis.RedisError):
+            super().requeue(messages)  # type: ignore[no-untyped-call]
 
 
 class _WakingRedisBroker(RedisBroker):

@@ -85,7 +85,10 @@ def worker(processes: int | None, threads: int | None) -> None:
 @cli.command(epilog="Example: PORT=8080 tower check")
 @_as_json
 def check(as_json: bool) -> None:
-    """Print the settings in effect, secrets masked, and warnings; needs no running tower."""
+    """Print the settings in effect, and warnings.
+
+    Secrets are masked. It needs no running tower.
+    """
     settings = load()
     masked, warnings = settings.masked(), settings.warnings()
     if as_json:

@@ -142,5 +142,5 @@ class Client:
     def _reaching(self) -> Iterator[None]:
         try:
             yield
-        except (httpx2.TransportError, httpx2.InvalidURL, httpx2.DecodingError) as error:
+        except (httpx2.TransportError, httpx2.InvalidURL, httpx2.DecodingError, UnicodeError) as error:  # the last: no such host name
             raise Unreachable(self._url) from error

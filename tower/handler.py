@@ -14,6 +14,9 @@ from tower.errors import InvalidTask
 #: Queues that carry the tower's own messages.
 RESERVED_QUEUES = ("orchestrator", "trace")
 
+#: Errors told of one payload.
+_MOST_ERRORS = 5
+
 _NAME = re.compile(r"^[a-z][a-z0-9_.-]{0,63}$")
 _CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
 
@@ -110,10 +113,11 @@ class HandlerType:
         try:
             return self.payload.model_validate(payload)
         except ValidationError as error:
+            told = error.errors(include_url=False)[:_MOST_ERRORS]
             raise InvalidTask(
-                f"The payload does not fit type '{self.name}'. " + " ".join(_explain(item) for item in error.errors(include_url=False)),
+                f"The payload does not fit type '{self.name}'. " + " ".join(_explain(item) for item in told),
                 code="invalid_payload",
-                field=".".join(["payload", *(str(part) for part in error.errors()[0]["loc"])]),
+                field=".".join(["payload", *(str(part)[:80] for part in told[0]["loc"])]),
             ) from None
 
 
@@ -175,9 +179,9 @@ def handler(
 
 
 def _explain(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"]) or "the payload"
+    where = ".".join(str(part)[:80] for part in item["loc"]) or "the payload"
     given = "" if item["type"] == "missing" else f", got {_quoted(item['input'])}"
-    return f"{where}: {item['msg']}{given}."
+    return f"{where}: {item['msg'].removeprefix('Value error, ')}{given}."
 
 
 def _quoted(value: Any) -> str:

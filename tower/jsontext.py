@@ -91,7 +91,7 @@ def _finite(text: str) -> float:
 
 
 def _small(text: str) -> int:
-    if len(text) > 20 or abs(int(text)) > _MAX_INT:
+    if len(text) > 20 or not -_MAX_INT - 1 <= int(text) <= _MAX_INT:
         raise BadJson(f"The number {text[:40]} does not fit 64 bits; send it as a string.")
     return int(text)
 

@@ -128,8 +128,8 @@ def insert(tasks: Sequence[NewTask]) -> set[str]:
         row["id"] for some in peewee.chunked(rows, _ROWS) for row in Task.insert_many(some).on_conflict_ignore().returning(Task.id).dicts()
     }
     labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks if task.id in made for key, value in task.labels.items()]
-    if labels:
-        TaskLabel.insert_many(labels).execute()
+    for some_labels in peewee.chunked(labels, _ROWS):
+        TaskLabel.insert_many(some_labels).execute()
     _record([{"id": task.id, "seq": 1, "attempt": 0, "updated_at": at} for task in tasks if task.id in made], "queued", {})
     return made
 

@@ -20,6 +20,9 @@ from tower.settings import Settings
 from tower.spec import MAX_BATCH, TaskSpec
 from tower.sweep import Sweep
 
+#: How long a client is kept waiting for a database that is away, before it is told to come back.
+_PATIENCE_S = 5.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -96,30 +99,34 @@ class EnhancedOrchestrator:
 
         Raises InvalidTask, Conflict for a known idempotency key with another body, and Unavailable.
         """
-        accepted = await run_in_threadpool(self.enqueue_all, [spec])
-        return accepted[0].id
+        return (await run_in_threadpool(self.accept, spec)).id
+
+    def accept(self, spec: TaskSpec) -> Accepted:
+        """Enqueue one task; see `enqueue`."""
+        return self._accept([self._checked(spec)])[0]
 
     def enqueue_all(self, specs: Sequence[TaskSpec]) -> list[Accepted]:
         """Enqueue up to a thousand tasks, all or none; see `enqueue`."""
         if not 1 <= len(specs) <= MAX_BATCH:
             raise InvalidTask(f"A batch holds 1 to {MAX_BATCH} tasks, got {len(specs)}; split it.", code="invalid_batch")
-        tasks = [self._checked(spec, place if len(specs) > 1 else None) for place, spec in enumerate(specs)]
-        accepted = db.unit(lambda: _insert(tasks))
+        return self._accept([self._checked(spec, f"tasks.{place}.") for place, spec in enumerate(specs)])
+
+    def _accept(self, tasks: list[NewTask]) -> list[Accepted]:
+        accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S)
         fresh = next((task for task in accepted if task.new), None)
         if fresh:
             self._nudger.send(ORCHESTRATE, fresh.id)
         return accepted
 
-    def _checked(self, spec: TaskSpec, place: int | None = None) -> NewTask:
+    def _checked(self, spec: TaskSpec, where: str = "") -> NewTask:
         try:
             kind = self._registry.get(spec.type)
             kind.check(spec.payload)
             payload = jsontext.dumps(spec.payload)
         except jsontext.BadJson as error:
-            raise InvalidTask(str(error), code="invalid_payload", field="payload") from None
+            raise InvalidTask(str(error), code="invalid_payload", field=f"{where}payload") from None
         except InvalidTask as error:
-            if place is not None:
-                error.field = f"tasks.{place}.{error.field}"
+            error.field = f"{where}{error.field}"
             raise
         task_id = new_id()
         return NewTask(
@@ -149,10 +156,10 @@ class EnhancedOrchestrator:
             status = lifecycle.cancel(task_id, by)
             if status is None:
                 found = queries.task(task_id)["status"]
-                raise Conflict(f"Task {task_id} is {found}; a final state is never changed.", code="already_final", status=found)
+                raise Conflict(f"Task {task_id} is {found}; a final state is never changed.", code="already_final", task_status=found)
             return status
 
-        status = db.unit(work)
+        status = db.unit(work, patience_s=_PATIENCE_S)
         if status != RUNNING:
             self._nudger.send(TRACE, task_id)
             self._nudger.send(ORCHESTRATE, task_id)
@@ -165,14 +172,14 @@ class EnhancedOrchestrator:
             old = queries.task(task_id)
             if old["status"] not in FINAL:
                 raise Conflict(
-                    f"Task {task_id} is {old['status']}; wait for its end, or cancel it first.", code="not_final", status=old["status"]
+                    f"Task {task_id} is {old['status']}; wait for its end, or cancel it first.", code="not_final", task_status=old["status"]
                 )
             new = _repeat(old, by, fresh)
             lifecycle.insert([new])
             return Accepted(new.id, new=True)
 
         fresh = new_id()
-        accepted = db.unit(work)
+        accepted = db.unit(work, patience_s=_PATIENCE_S)
         self._nudger.send(ORCHESTRATE, accepted.id)
         return accepted
 

@@ -37,8 +37,8 @@ def json_line(value: Any) -> str:
 
 
 def settings(values: dict[str, Any]) -> str:
-    """Return settings as aligned lines; what is not set stays empty."""
-    return table((name, "" if value is None else ",".join(value) if isinstance(value, list) else value) for name, value in values.items())
+    """Return settings as aligned lines, as the environment would hold them."""
+    return table((name, _setting(value)) for name, value in values.items())
 
 
 def task(found: dict[str, Any]) -> str:
@@ -77,6 +77,12 @@ def table(rows: Iterable[Sequence[Any]]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
+def _setting(value: Any) -> str:
+    if value is None:
+        return ""
+    return ",".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _state(found: dict[str, Any]) -> str:
     stopping = found["cancel_requested_at"] and found["status"] == "running"
     why = "stopping" if stopping else found["wait_reason"] or (found["error"] or {}).get("code")
@@ -92,7 +98,7 @@ def _error_lines(found: dict[str, Any]) -> list[str]:
     if not error:
         return []
     lines = ["", f"error: {plain(error['message'])}", *([f"  {error['advice']}"] if error["advice"] else [])]
-    return lines + _block("details", error["details"])
+    return lines + [line for name, value in error["details"].items() for line in _block(plain(name), value)]
 
 
 def _values(found: dict[str, Any]) -> list[str]:
@@ -100,7 +106,8 @@ def _values(found: dict[str, Any]) -> list[str]:
 
 
 def _block(name: str, value: Any) -> list[str]:
-    """Return a value as indented JSON; nothing for nothing."""
+    """Return text as it is and other values as JSON, indented below their name; nothing for nothing."""
     if value is None or value == {}:
         return []
-    return ["", f"{name}:", *(plain(f"  {line}") for line in json.dumps(value, indent=2, ensure_ascii=False).split("\n"))]
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    return ["", f"{name}:", *(f"  {log_line(line)}" for line in text.split("\n"))]

@@ -2,9 +2,10 @@
 
 import hashlib
 import re
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from tower import jsontext
 
@@ -12,7 +13,10 @@ from tower import jsontext
 MAX_BATCH = 1000
 
 _YEAR_S = 366 * 86400.0
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+#: Times outside could not be written down again in every zone.
+_FIRST, _LAST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 1, 1, tzinfo=UTC)
 
 
 def _one_line(text: str) -> str:
@@ -21,6 +25,19 @@ def _one_line(text: str) -> str:
     return text
 
 
+def _rfc3339(value: Any) -> Any:
+    if not (isinstance(value, datetime) or (isinstance(value, str) and _RFC3339.fullmatch(value))):
+        raise ValueError("should be a time with a zone, as in 2031-05-01T08:00:00Z (in a URL write + as %2B)")
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    if not _FIRST <= value < _LAST:
+        raise ValueError("should be a time from 1970 to 9998")
+    return value.astimezone(UTC)
+
+
+Time = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_one_line)]
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_one_line)]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
@@ -41,7 +58,7 @@ class TaskSpec(BaseModel):
     priority: int = Field(
         0, ge=-2_592_000, le=2_592_000, description="Seconds of head start over tasks enqueued at the same moment.", examples=[60]
     )
-    not_before: Annotated[AwareDatetime, Field(strict=False)] | None = Field(
+    not_before: Time | None = Field(
         None, description="It may not start before this time (RFC 3339, with a zone).", examples=["2031-05-01T08:00:00Z"]
     )
     timeout_s: float | None = Field(

@@ -211,27 +211,37 @@ def list_files(root: Path, task_id: str) -> list[dict[str, Any]]:
         return []
     found = []
     for folder, folders, names in os.walk(top, followlinks=False):
-        folders.sort()
-        for name in sorted(names):
+        folders[:] = sorted(filter(_is_shown, folders))
+        for name in sorted(filter(_is_shown, names)):
             path = Path(folder, name)
-            info = path.lstat()
-            if stat.S_ISREG(info.st_mode) and not name.startswith("."):
+            try:
+                info = path.lstat()
+            except FileNotFoundError:
+                continue  # replaced meanwhile
+            if stat.S_ISREG(info.st_mode):
                 found.append({"path": path.relative_to(top).as_posix(), "size": info.st_size, "modified_at": rfc3339(info.st_mtime)})
     return found
 
 
+def _is_shown(name: str) -> bool:
+    """Whether a name is not hidden, and text: a file system takes any bytes."""
+    return not name.startswith(".") and not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def find_file(root: Path, task_id: str, path: str) -> Path:
     """Return where a file of a task's folder is; raise NotFound for anything that is not a plain file inside it."""
-    parts = [task_id, *path.split("/")]
     place = root
-    for part in parts:
-        place = place / part
-        if part.startswith(".") or part == "" or "\x00" in part or len(part.encode()) > 255 or place.is_symlink():
-            break
-    else:
-        if place.is_file():
-            return place
-    raise NotFound(f"Task {task_id} has no file {path!r}; GET /tasks/{task_id}/files lists them.", code="file_not_found")
+    try:
+        for part in (task_id, *path.split("/")):
+            place = place / part
+            if part == "" or "\x00" in part or not _is_shown(part) or place.is_symlink():
+                break
+        else:
+            if place.is_file():
+                return place
+    except OSError:  # a name longer than the file system takes, or a folder that is closed to us
+        pass
+    raise NotFound(f"Task {task_id} has no file {path[:200]!r}; GET /tasks/{task_id}/files lists them.", code="file_not_found")
 
 
 def is_complete(task: dict[str, Any]) -> bool:

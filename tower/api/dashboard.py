@@ -2,14 +2,13 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable
-from typing import Any
-from urllib.parse import parse_qs
 
 import dramatiq
+import redis
 from fastapi import FastAPI, Request
-from fastapi.responses import Response
+from fastapi.responses import RedirectResponse, Response
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tower.api.errors import problem
@@ -17,14 +16,11 @@ from tower.settings import Settings
 
 PATH = "/dashboard"
 
-_COOKIE = re.compile(r"(?:^|;)\s*__dd_csrf=([^;]*)")
-_TOKEN = re.compile(r"^[0-9a-f]{64}$")
-_HEADERS = {
-    "content-security-policy": (
-        "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'; form-action 'self'"
-    ),
-    "cache-control": "no-store",
-}
+_COOKIE = "__dd_csrf"
+_TOKEN = re.compile(r"[0-9a-f]{64}")
+_METHODS = ("GET", "POST")
+#: Its style sheet stands in the page; it has no scripts.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +38,8 @@ def mount(app: FastAPI, settings: Settings, broker: dramatiq.Broker) -> None:
     except ImportError as error:
         _explain(app, f"The dashboard is not installed ({error.name}); pip install --no-deps -r requirements-dashboard.txt.")
         return
-    app.mount(PATH, _DashboardGuard(WSGIMiddleware(_errors_as_400(DashboardApp(broker=broker, prefix=PATH)))))  # type: ignore[arg-type]
+    app.add_api_route(PATH, _first_page, include_in_schema=False)
+    app.mount(PATH, _DashboardGuard(WSGIMiddleware(DashboardApp(broker=broker, prefix=PATH))))  # type: ignore[arg-type]
 
 
 def _explain(app: FastAPI, why: str) -> None:
@@ -53,8 +50,12 @@ def _explain(app: FastAPI, why: str) -> None:
         app.add_api_route(path, absent, include_in_schema=False)
 
 
+async def _first_page() -> RedirectResponse:
+    return RedirectResponse(PATH + "/")
+
+
 class _DashboardGuard:
-    """Keeps a cookie that is not the dashboard's own out of its pages, and its pages out of frames.
+    """Gives the dashboard only requests it can stand, and answers for it where it cannot.
 
     The app's guard before it has refused foreign hosts and origins already.
     """
@@ -65,34 +66,63 @@ class _DashboardGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer what must be refused; pass the rest on."""
         headers = Headers(scope=scope)
-        cookies = _COOKIE.findall(headers.get("cookie", ""))
-        if any(not _TOKEN.match(cookie) for cookie in cookies) or len(cookies) > 1:
-            await problem(400, "bad_cookie", "The cookie __dd_csrf is not one that the dashboard set; remove it.")(scope, receive, send)
+        tokens = _tokens(headers)
+        refusal = _refuse(scope["method"], headers, tokens)
+        if refusal:
+            await refusal(scope, receive, send)
             return
-        if scope["method"] == "POST" and headers.get("sec-fetch-site") is None and headers.get("origin") is None:
-            await problem(403, "foreign_origin", "The dashboard's buttons work from its own pages only.")(scope, receive, send)
-            return
+        started = False
 
         async def send_guarded(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
-                answered = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    answered[name] = value
+                started = True
+                _dress(MutableHeaders(scope=message))
             await send(message)
 
-        await self._app(scope, receive, send_guarded)
-
-
-def _errors_as_400(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """Answer what the dashboard cannot handle as the caller's mistake: its own errors all come from bad queries and forms."""
-
-    def guarded(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         try:
-            parse_qs(environ.get("QUERY_STRING", ""), strict_parsing=bool(environ.get("QUERY_STRING")))
-            return app(environ, start_response)
+            await self._app({**scope, "headers": _plain(headers, tokens)}, receive, send_guarded)
+        except HTTPException:
+            raise
         except Exception as error:
-            _log.debug("the dashboard could not answer: %s", error)
-            start_response("400 Bad Request", [("content-type", "text/plain; charset=utf-8")])
-            return [b"The dashboard cannot answer this request; go back to its first page.\n"]
+            if started:
+                raise
+            await _sorry(error)(scope, receive, send)
 
-    return guarded
+
+def _tokens(headers: Headers) -> list[str]:
+    """Return every value of the dashboard's cookie."""
+    pairs = [pair.strip().partition("=") for cookies in headers.getlist("cookie") for pair in cookies.split(";")]
+    return [value for name, _, value in pairs if name.strip() == _COOKIE]
+
+
+def _refuse(method: str, headers: Headers, tokens: list[str]) -> Response | None:
+    if method not in _METHODS:
+        allow = ", ".join(_METHODS)
+        return problem(405, "method_not_allowed", "The dashboard takes GET and POST.", headers={"allow": allow})
+    if len(tokens) > 1 or not all(map(_TOKEN.fullmatch, tokens)):
+        return problem(400, "bad_cookie", f"The cookie {_COOKIE} is not one that the dashboard set; remove it.")
+    if method == "POST" and "sec-fetch-site" not in headers and "origin" not in headers:
+        return problem(403, "foreign_origin", "The dashboard's buttons work from its own pages only.")
+    return None
+
+
+def _plain(headers: Headers, tokens: list[str]) -> list[tuple[bytes, bytes]]:
+    """Return the headers the dashboard needs: it finds its cookie in others too, and writes it into the page as it is."""
+    kept = [(name, value) for name, value in headers.raw if name in (b"content-length", b"content-type")]
+    return kept + [(b"cookie", f"{_COOKIE}={token}".encode()) for token in tokens]
+
+
+def _dress(headers: MutableHeaders) -> None:
+    headers["content-security-policy"] = _POLICY
+    cookie = headers.get("set-cookie")
+    if cookie:
+        headers["set-cookie"] = f"{cookie}; SameSite=Strict"
+
+
+def _sorry(error: Exception) -> Response:
+    if isinstance(error, redis.RedisError):
+        return problem(503, "broker_unavailable", f"Redis does not answer: {error}", headers={"retry-after": "2"})
+    # Its own errors all come from queries and forms that it did not make.
+    _log.debug("the dashboard could not answer", exc_info=error)
+    return problem(400, "bad_request", "The dashboard cannot answer this request; go back to its first page.")

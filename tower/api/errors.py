@@ -1,5 +1,6 @@
 """Every error as a problem document (RFC 9457) with a machine-readable code."""
 
+import difflib
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,7 @@ from starlette.types import Scope
 
 from tower.errors import Conflict, InvalidTask, NotFound, TooLarge, TowerError, Unavailable
 from tower.jsontext import BadJson
+from tower.spec import TaskSpec
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -32,6 +34,9 @@ _MEANING = {
     422: "A field has a value that cannot be used; `detail` names it and the cure.",
     503: "Not now; try again after `Retry-After` seconds.",
 }
+
+#: Errors told of one request; whoever made more has the same cure for the rest.
+_MOST_ERRORS = 20
 
 TOO_LARGE = "The body is over the limit (TOWER_MAX_BODY_MB); send less, or a reference to it."
 
@@ -65,10 +70,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANING[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in (*statuses, 421)}
 
 
-def problem(status: int, code: str, detail: str, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
+def problem(status: int, code: str, detail: str, /, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
     """Return an error as a response."""
     told = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
-    told |= {name: value for name, value in more.items() if value is not None}
+    told |= {name: value for name, value in more.items() if value is not None and name not in told}
     return JSONResponse(told, status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -93,17 +98,24 @@ async def _bad_json(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    told = [_field_error(item) for item in error.errors()]
+    told = [_field_error(item) for item in error.errors()[:_MOST_ERRORS]]
     detail = " ".join(f"{item['field']}: {item['message']}" for item in told)
-    return problem(422, "invalid_field", detail[:2000], field=told[0]["field"], errors=told[:50])
+    return problem(422, "invalid_field", detail if len(detail) <= 2000 else detail[:1999] + "…", field=told[0]["field"], errors=told)
 
 
 def _field_error(item: Any) -> dict[str, str]:
-    where = [str(part) for part in item["loc"] if part not in ("body", "query", "path")] or [str(item["loc"][0])]
+    source, *where = (str(part)[:100] for part in item["loc"])
+    return {"field": _printable(".".join(where) or source), "message": _printable(_say(item, where))}
+
+
+def _say(item: Any, where: list[str]) -> str:
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(where[-1], TaskSpec.model_fields, n=1)
+        guess = f" Did you mean '{near[0]}'?" if near else ""
+        return f"There is no such field.{guess} A task has: {', '.join(TaskSpec.model_fields)}."
     given = item.get("input")
     shown = "" if item["type"] == "missing" or isinstance(given, dict | list) else f", got {_short(given)}"
-    message = str(item["msg"]).removeprefix("Value error, ")
-    return {"field": _printable(".".join(where)), "message": _printable(f"{message}{shown}.")}
+    return f"{str(item['msg']).removeprefix('Value error, ')}{shown}."
 
 
 def _short(value: Any) -> str:
@@ -120,7 +132,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = _CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     detail = str(error.detail)
     if error.status_code == 404:
-        detail = f"There is nothing at {_printable(request.url.path)[:200]}; GET /openapi.json lists what there is."
+        detail = f"There is nothing at {_printable(request.scope['path'][:200])}; GET /openapi.json lists what there is."
     if error.status_code == 405:
         detail = f"{request.method} is not possible here; the Allow header says what is."
     if error.status_code == 413:

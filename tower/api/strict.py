@@ -5,9 +5,12 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from tower import jsontext
+
+_LARGE = 100_000
 
 
 class _RefusedBody(HTTPException):
@@ -19,8 +22,10 @@ class _RefusedBody(HTTPException):
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
+        body = await self.body()
         try:
-            return jsontext.loads(await self.body())
+            # A large body takes long enough to keep every other request waiting.
+            return await run_in_threadpool(jsontext.loads, body) if len(body) > _LARGE else jsontext.loads(body)
         except jsontext.BadJson as error:
             raise _RefusedBody(error) from None
 

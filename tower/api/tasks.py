@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from tower import db, queries
 from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, Status, TaskDetail, TaskPage, detail, event, summary
@@ -12,7 +12,7 @@ from tower.api.errors import problems
 from tower.api.strict import StrictRoute
 from tower.errors import InvalidTask
 from tower.orchestrator import EnhancedOrchestrator
-from tower.spec import MAX_BATCH, Key, Line, TaskSpec
+from tower.spec import MAX_BATCH, Key, Line, TaskSpec, Time
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=StrictRoute)
 
@@ -27,7 +27,7 @@ def _plain(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_plain)]
+Text = Annotated[str, Field(max_length=400), AfterValidator(_plain)]
 By = Annotated[Line | None, Query(description="Who asks, for the record.", examples=["alice"])]
 
 _EXAMPLES = {
@@ -83,7 +83,7 @@ def enqueue(
                 field="idempotency_key",
             )
         spec = spec.model_copy(update={"idempotency_key": idempotency_key})
-    (accepted,) = _orchestrator(request).enqueue_all([spec])
+    accepted = _orchestrator(request).accept(spec)
     response.status_code = 202 if accepted.new else 200
     response.headers["location"] = f"/tasks/{accepted.id}"
     return {"task_id": accepted.id}
@@ -106,19 +106,19 @@ def enqueue_batch(request: Request, batch: Batch) -> dict[str, list[str]]:
 
 @router.get("", response_model=TaskPage, responses=problems(422, 503), summary="List tasks, newest first")
 def list_tasks(
-    status: Annotated[list[Status] | None, Query(description="Only these statuses.", examples=[["running"]])] = None,
-    type: Annotated[list[Text] | None, Query(description="Only these types.", examples=[["echo"]])] = None,  # noqa: A002
+    status: Annotated[list[Status] | None, Query(max_length=20, description="Only these statuses.", examples=[["running"]])] = None,
+    type: Annotated[list[Text] | None, Query(max_length=100, description="Only these types.", examples=[["echo"]])] = None,  # noqa: A002
     label: Annotated[
-        list[Text] | None, Query(description="Only with all these labels, as `name:value`.", examples=[["team:platform"]])
+        list[Text] | None, Query(max_length=32, description="Only with all these labels, as `name:value`.", examples=[["team:platform"]])
     ] = None,
     text: Annotated[
         Text | None, Query(max_length=200, description="Only with this in the title, type or id.", examples=["release"])
     ] = None,
     correlation_id: Annotated[str | None, Query(pattern=_UUID, description="Only of this tree.")] = None,
     created_after: Annotated[
-        AwareDatetime | None, Query(description="Only created at this time or later.", examples=["2031-05-01T08:00:00Z"])
+        Time | None, Query(description="Only created at this time or later.", examples=["2031-05-01T08:00:00Z"])
     ] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Only created before this time.")] = None,
+    created_before: Annotated[Time | None, Query(description="Only created before this time.")] = None,
     cursor: Annotated[str | None, Query(pattern=_UUID, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Tasks per page.")] = 50,
 ) -> dict[str, Any]:
@@ -167,7 +167,7 @@ def events(
     return {"events": [event(row) for row in db.read(work)]}
 
 
-@router.post("/{task_id}/cancel", response_model=Cancelled, responses=problems(403, 404, 409, 415, 422, 503), summary="Cancel a task")
+@router.post("/{task_id}/cancel", response_model=Cancelled, responses=problems(403, 404, 409, 413, 415, 422, 503), summary="Cancel a task")
 def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
     """End a waiting task at once; ask a running one to stop, which takes its worker a heartbeat and its processes 5 s at most."""
     return {"task_id": task_id, "status": _orchestrator(request).cancel(task_id, by)}
@@ -177,7 +177,7 @@ def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
     "/{task_id}/retry",
     status_code=202,
     response_model=Enqueued,
-    responses=problems(403, 404, 409, 415, 422, 503),
+    responses=problems(403, 404, 409, 413, 415, 422, 503),
     summary="Run a final task again",
 )
 def retry(request: Request, response: Response, task_id: TaskId, by: By = None) -> dict[str, str]:

@@ -3,20 +3,19 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi import Path as PathParam
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from tower import db, queries, trace
 from tower.api.answers import Files
 from tower.api.errors import problems
+from tower.api.files import send_bytes, send_file
 from tower.api.tasks import TaskId
-from tower.errors import NotFound
+from tower.errors import NotFound, Unavailable
 from tower.models import FINAL
 from tower.trace import LOG
 
@@ -26,19 +25,12 @@ _LOOK_S = 0.5
 _KEEP_ALIVE_S = 15.0
 _BATCH = 16
 
-#: Only these are shown by a browser; everything else is downloaded, so that nothing a task wrote runs as a page.
-_SHOWN = {
-    ".txt": "text/plain; charset=utf-8",
-    ".log": "text/plain; charset=utf-8",
-    ".md": "text/plain; charset=utf-8",
-    ".csv": "text/plain; charset=utf-8",
-    ".json": "application/json",
-    ".jsonl": "text/plain; charset=utf-8",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".gif": "image/gif",
-}
-_SANDBOX = {"content-security-policy": "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"}
+Range = Annotated[
+    str | None,
+    Header(
+        alias="Range", description="One range of bytes, for a part of it; several are answered with the whole.", examples=["bytes=0-1023"]
+    ),
+]
 
 _LOG_EXAMPLE = "2031-05-01T08:00:00.000Z [0] ── queued\n2031-05-01T08:00:00.012Z [1] echo\n"
 _PARTIAL: dict[int | str, dict[str, Any]] = {206: {"description": "The bytes that the Range header asked for."}}
@@ -68,31 +60,46 @@ async def log(
     task_id: TaskId,
     follow: Annotated[bool, Query(description="Stream as server-sent events until the task's end.")] = False,
     last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Go on after this event of an earlier stream.")] = None,
+    range_: Range = None,
 ) -> Response:
     """Return log.txt, whole or by byte range; or stream it live, each `log` event some lines, `end` the last."""
     row = await run_in_threadpool(lambda: db.read(lambda: queries.task(task_id)))
     if follow:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(_follow(task_id, last_event_id or 0), media_type="text/event-stream", headers=headers)
-    return await run_in_threadpool(_log_file, request.app.state.settings.trace_dir, task_id, row["seq"])
+    return await run_in_threadpool(_whole_log, request, row)
 
 
-def _log_file(root: Path, task_id: str, seq: int) -> Response:
+def _whole_log(request: Request, row: dict[str, Any]) -> Response:
     try:
-        return _file(trace.find_file(root, task_id, LOG))
+        return send_file(request, trace.find_file(request.app.state.settings.trace_dir, row["id"], LOG))
     except NotFound:  # not traced yet, or on a disk that this server does not see: the rows say the same
-        entries = db.read(lambda: queries.log_entries(task_id, 0, seq))
-        return Response(trace.render_log(entries), media_type="text/plain; charset=utf-8", headers=_SANDBOX)
+        entries = db.read(lambda: _entries(row, 0, row["seq"]))
+        return send_bytes(request, trace.render_log(entries).encode(), LOG)
+
+
+def _entries(row: dict[str, Any], after: int, limit: int) -> list[dict[str, Any]]:
+    """Return log entries up to what the row knew: of those that come meanwhile, a later one may show before an earlier."""
+    return [entry for entry in queries.log_entries(row["id"], after, limit) if entry["seq"] <= row["seq"]]
 
 
 def _news(task_id: str, after: int) -> tuple[str, list[dict[str, Any]]]:
-    return db.read(lambda: (queries.task(task_id)["status"], queries.log_entries(task_id, after, _BATCH)))
+    def work() -> tuple[str, list[dict[str, Any]]]:
+        row = queries.task(task_id)
+        return row["status"], _entries(row, after, _BATCH)
+
+    return db.read(work)
 
 
 async def _follow(task_id: str, after: int) -> AsyncIterator[bytes]:
-    quiet_s = 0.0
+    quiet_s, status = 0.0, ""
     while True:
-        status, entries = await run_in_threadpool(_news, task_id, after)
+        try:
+            status, entries = await run_in_threadpool(_news, task_id, after)
+        except Unavailable:  # the stream outlives the database's absence
+            status, entries = "", []
+        except NotFound:
+            return  # deleted meanwhile
         for entry in entries:
             after = entry["seq"]
             yield format_sse_event(data_str=trace.render_log([entry]).rstrip("\n"), event="log", id=str(after))
@@ -128,15 +135,11 @@ def files(request: Request, task_id: TaskId) -> dict[str, Any]:
     summary="Read a file of a task's trace",
 )
 def file(
-    request: Request, task_id: TaskId, path: Annotated[str, PathParam(description="Its path in the folder.", examples=["output.json"])]
+    request: Request,
+    task_id: TaskId,
+    path: Annotated[str, Path(description="Its path in the folder.", examples=["output.json"])],
+    range_: Range = None,
 ) -> Response:
     """Return one file, whole or by byte range; what a browser could run is sent as a download."""
     db.read(lambda: queries.task(task_id))
-    return _file(trace.find_file(request.app.state.settings.trace_dir, task_id, path))
-
-
-def _file(path: Path) -> Response:
-    shown = _SHOWN.get(path.suffix.lower())
-    disposition = "inline" if shown else "attachment"
-    media_type = shown or "application/octet-stream"
-    return FileResponse(path, media_type=media_type, filename=path.name, content_disposition_type=disposition, headers=_SANDBOX)
+    return send_file(request, trace.find_file(request.app.state.settings.trace_dir, task_id, path))

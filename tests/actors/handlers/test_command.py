@@ -11,23 +11,12 @@ import psutil
 import pytest
 
 from tests.conftest import Tower
+from tests.processes import marked
 from tests.servers import wait_for
 
 
 def run(tower: Tower, *argv: str, **more: object) -> dict[str, object]:
     return tower.wait(tower.enqueue("command", {"argv": list(argv), **more}), seconds=40)
-
-
-def marked(task_id: str) -> list[int]:
-    """The live processes that carry the mark of a task."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("TOWER_TASK_ID") == task_id and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process.pid)
-        except psutil.Error:
-            continue
-    return found
 
 
 def test_a_program_runs_and_its_output_and_exit_code_are_kept(tower: Tower, tmp_path: Path) -> None:

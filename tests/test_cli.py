@@ -1,0 +1,451 @@
+"""The command `tower`, run against a real server process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx2
+import pytest
+
+from tests.servers import Redis, free_port, wait_for
+from tower import __version__, present
+from tower.cli import cli, main
+
+TOWER = str(Path(sys.executable).with_name("tower"))
+NO_SUCH_TASK = "0192f0c1-2345-7abc-8def-0123456789ab"
+QUICK = {"TOWER_BEAT_S": "0.2", "TOWER_SWEEP_S": "0.2", "PYTHONUNBUFFERED": "1"}
+
+slow = pytest.mark.slow
+
+
+class Processes:
+    """Commands that run on until the end of a test, all in one folder."""
+
+    def __init__(self, folder: Path, **environment: str) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        own = {"DATABASE_URL": f"sqlite:///{folder / 'tower.db'}", "TRACE_DIR": str(folder / "logs"), "TOWER_URL": self.url}
+        self.environment = {"PATH": os.environ["PATH"], **QUICK, **own, **environment}
+        self._all: list[subprocess.Popen[str]] = []
+
+    def spawn(self, *command: str, **more: Any) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, text=True, **more)
+        self._all.append(process)
+        return process
+
+    def serve(self, *command: str) -> "subprocess.Popen[str]":
+        with (self.folder / "server.log").open("a") as log:
+            process = self.spawn(*command, stdout=log, stderr=log)
+        wait_for("the server", self._ready)
+        return process
+
+    def _ready(self) -> bool:
+        try:
+            return bool(httpx2.get(f"{self.url}/health/ready").json()["workers"])
+        except httpx2.TransportError:
+            return False
+
+    def end(self) -> None:
+        for process in self._all:
+            process.terminate()
+        for process in self._all:
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """An embedded tower of its own process for the tests of this file."""
+    started = Processes(tmp_path_factory.mktemp("cli"), PORT=str(port := free_port()))
+    started.port, started.url = port, f"http://127.0.0.1:{port}"
+    started.serve(sys.executable, "-m", "devops_control_tower.main")
+    yield started
+    started.end()
+
+
+@pytest.fixture
+def processes(tmp_path: Path) -> Iterator[Processes]:
+    """Room for processes of a test's own."""
+    room = Processes(tmp_path)
+    yield room
+    room.end()
+
+
+@dataclass
+class Told:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def id(self) -> str:
+        assert self.code == 0, self.err
+        return self.out.strip()
+
+
+Run = Callable[..., Told]
+
+
+@pytest.fixture
+def run_local(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Run a command in this process, with nothing set in the environment."""
+    for name in ("DATABASE_URL", "REDIS_URL", "HOST", "PORT", *(name for name in os.environ if name.startswith("TOWER_"))):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args: str) -> Told:
+        code = main(args)
+        out, err = capsys.readouterr()
+        return Told(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def run(run_local: Run, server: Processes, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process that talks to the server."""
+    monkeypatch.setenv("TOWER_URL", server.url)
+    return run_local
+
+
+# ---- without a tower
+
+
+def test_it_says_its_version(run_local: Run) -> None:
+    """`tower --version` names the package's version."""
+    assert run_local("--version") == Told(0, f"tower {__version__}\n", "")
+
+
+def test_every_command_shows_an_example(run_local: Run) -> None:
+    """The help of each command ends with a line to copy."""
+    for name in cli.commands:
+        assert re.search(rf"Example: .*tower {name}\b", run_local(name, "--help").out), name
+
+
+def test_the_guide_names_every_command_and_option() -> None:
+    """docs/cli.md keeps up with the code."""
+    guide = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
+    for name, command in cli.commands.items():
+        assert f"tower {name}" in guide
+        options = [option.opts[0] for option in command.params if isinstance(option, click.Option)]
+        assert [option for option in options if option not in guide] == []
+
+
+def test_check_masks_secrets_and_warns(run_local: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passwords never appear, the rest does, with what is probably not meant."""
+    monkeypatch.setenv("REDIS_URL", "redis://:geheim@cache:6379/0")
+    monkeypatch.setenv("TOWER_URL", "https://me:geheim@tower.example")
+
+    told, machine = run_local("check"), run_local("check", "--json").document
+
+    assert told.code == 0
+    assert "geheim" not in told.out + json.dumps(machine)
+    assert re.search(r"^REDIS_URL +redis://:\*\*\*@cache:6379/0$", told.out, re.MULTILINE)
+    assert "warning: REDIS_URL is set but DATABASE_URL is SQLite" in told.out
+    assert (machine["settings"]["PORT"], len(machine["warnings"])) == (8000, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PORT", "eighty", "PORT='eighty'"),
+        ("REDIS_URL", "redis://me:geheim@[bad", "REDIS_URL='redis://***'"),
+        ("DATABASE_URL", "me:geheim@db", "DATABASE_URL='***'"),
+        ("TOWER_URL", "localhost:8000", "TOWER_URL='localhost:8000': expected http://host:port"),
+        ("HOST", "0.0.0.0", "TOWER_ALLOW_ANONYMOUS=1"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_exits_2(run_local: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+    """`tower check` fails where the server would refuse to start."""
+    monkeypatch.setenv(name, value)
+
+    told = run_local("check")
+
+    assert told.code == 2
+    assert said in told.err
+    assert "geheim" not in told.err
+
+
+def test_a_worker_needs_redis(run_local: Run) -> None:
+    """Without REDIS_URL a worker would never get a task."""
+    told = run_local("worker")
+
+    assert (told.code, told.out) == (2, "")
+    assert "needs REDIS_URL" in told.err
+
+
+@pytest.mark.parametrize("command", [["list"], ["logs", "-f", NO_SUCH_TASK], ["show", NO_SUCH_TASK], ["enqueue", "echo", "--wait"]])
+def test_no_tower_exits_3_and_says_how_to_start_one(run_local: Run, command: list[str]) -> None:
+    """A command that reaches nothing says so at once."""
+    url = f"http://me:geheim@127.0.0.1:{free_port()}"
+
+    told = run_local(*command, "--url", url)
+
+    assert (told.code, told.out) == (3, "")
+    assert told.err == f"tower: No tower answers at {url.replace('geheim', '***')}; start one with `tower up`. (unreachable)\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["enqueue", "echo", "--payload", "{bad"], "The payload is not JSON"),
+        (["enqueue", "echo", "--payload", '{"a": 1, "a": 2}'], "stands twice"),
+        (["enqueue", "echo", "--payload-file", "nowhere.json"], "No such file"),
+        (["enqueue", "echo", "--payload", "{}", "--payload-file", "-"], "not both"),
+        (["enqueue", "echo", "--label", "team"], "name=value"),
+        (["enqueue", "echo", "--timeout-s", "nan"], "Not JSON"),
+        (["enqueue", "echo", "--", "git"], "Only a task of type command"),
+        (["enqueue", "command", "--payload", '{"argv": ["a"]}', "--", "b"], "not both"),
+        (["list", "--status", "done"], "'done' is not one of"),
+        (["list", "--text", "\udcff"], "whole characters"),
+        (["list", "--url", "http://[bad"], "Invalid IPv6 URL"),
+        (["show", "42"], "not a valid UUID"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_a_wrong_usage_exits_2_with_the_reason(run_local: Run, command: list[str], said: str) -> None:
+    """What the tower need not be asked is refused here."""
+    told = run_local(*command)
+
+    assert (told.code, told.out) == (2, "")
+    assert said in told.err
+
+
+def test_a_log_line_keeps_its_colours_and_nothing_else_that_acts() -> None:
+    """A task cannot move the cursor, set the title, turn the text, or colour the next line."""
+    assert present.log_line("a\tb") == "a\tb"
+    assert present.log_line("\x1b[31mred") == "\x1b[31mred\x1b[0m"
+    assert present.log_line("x\x1b]0;t\x07\x1b[2J\u202e\x9by") == "x\ufffd]0;t\ufffd\ufffd[2J\ufffd\ufffdy"
+
+
+# ---- with a running tower
+
+
+@slow
+def test_a_task_can_be_enqueued_followed_and_shown(run: Run) -> None:
+    """Every field of a task has its option, and `--wait` exits 0 when it succeeds."""
+    told = run(
+        "enqueue", "echo", "--payload", '{"hello": "tower"}', "--title", "Say hello", "--priority", "60", "--timeout-s", "9.5",
+        "--not-before", "2020-01-01T00:00:00Z", "--max-attempts", "3", "--idempotency-key", "first", "--concurrency-key", "one",
+        "--label", "team=platform", "--label", "repo=a=b", "--requested-by", "alice", "--wait", "--json",
+    )  # fmt: skip
+
+    task = told.document
+    assert told.code == 0
+    assert (task["status"], task["result"], task["title"], task["priority"]) == ("succeeded", {"hello": "tower"}, "Say hello", 60)
+    assert (task["timeout_s"], task["not_before"], task["max_attempts"]) == (9.5, "2020-01-01T00:00:00.000Z", 3)
+    assert (task["concurrency_key"], task["labels"]) == ("one", {"team": "platform", "repo": "a=b"})
+    assert run("show", task["id"], "--json").document["id"] == task["id"]
+    shown = run("show", task["id"]).out
+    assert re.search(r"^status: +succeeded$", shown, re.MULTILINE)
+    assert "team=platform repo=a=b" in shown
+
+
+@slow
+def test_the_program_of_a_command_follows_two_dashes(run: Run, tmp_path: Path) -> None:
+    """Its output is printed while one waits; its folder may be relative to where one stands."""
+    (tmp_path / "inner").mkdir()
+
+    told = run("enqueue", "command", "--cwd", "inner", "--wait", "--", "sh", "-c", "pwd; printf '\\033[31mred\\033[0m\\n'", "--wait")
+
+    assert told.code == 0
+    assert f" {tmp_path}/inner\n" in told.out
+    assert "] red\n" in told.out  # no colour where there is no terminal
+    assert told.out.rstrip().endswith("succeeded")
+
+
+@slow
+def test_waiting_for_a_task_that_fails_exits_1(run: Run) -> None:
+    """The reason and the cure are on standard error, with the code."""
+    told = run("enqueue", "command", "--wait", "--", "sh", "-c", "echo broken; exit 3")
+
+    assert told.code == 1
+    assert "] broken\n" in told.out
+    assert re.search(r"^tower: Task \S+ failed: sh exited with code 3\. .* \(exit_nonzero\)$", told.err.strip())
+    shown = run("show", told.out.split()[0]).out
+    assert "status:       failed (exit_nonzero)" in shown
+    assert "\ntail:\n  broken\n" in shown
+
+
+@slow
+def test_a_payload_comes_from_a_file_or_standard_input(run: Run, server: Processes, tmp_path: Path) -> None:
+    """A payload that is too long or too secret for an argument has its way."""
+    (tmp_path / "payload.json").write_text('{"from": "file"}')
+    told = run("enqueue", "echo", "--wait", "--json", "--payload-file", "payload.json")
+    assert told.document["result"] == {"from": "file"}
+
+    command = [TOWER, "enqueue", "echo", "--wait", "--json", "--payload-file", "-"]
+    environment = {**server.environment, "TOWER_URL": server.url}
+    piped = subprocess.run(command, input='{"from": "é"}', env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(piped.stdout)["result"] == {"from": "é"}
+
+
+@slow
+def test_an_error_of_the_tower_is_told_with_its_code(run: Run) -> None:
+    """The server's own sentence reaches the user, and the exit code is 1."""
+    assert run("enqueue", "ehco") == Told(
+        1, "", "tower: No handler for type 'ehco'. Did you mean 'echo'? Known: command, echo, http, sleep. (unknown_type)\n"
+    )
+    told = run("show", NO_SUCH_TASK)
+    assert (told.code, told.out) == (1, "")
+    assert told.err.endswith("(task_not_found)\n")
+
+
+@slow
+def test_the_same_idempotency_key_gives_the_first_task(run: Run) -> None:
+    """It is told that nothing new was made."""
+    first = run("enqueue", "echo", "--idempotency-key", "once").id
+    again = run("enqueue", "echo", "--idempotency-key", "once")
+
+    assert again.id == first
+    assert "An earlier request" in again.err
+    assert run("enqueue", "echo", "--idempotency-key", "once", "--json").document == {"task_id": first, "new": False}
+
+
+@slow
+def test_a_list_is_filtered_and_aligned(run: Run) -> None:
+    """Every filter narrows; the columns stand below each other."""
+    wanted = run("enqueue", "echo", "--label", "run=list", "--title", "wanted", "--wait").out.split()[0]
+    other = run("enqueue", "sleep", "--payload", '{"seconds": 0}', "--label", "run=list", "--wait").out.split()[0]
+
+    told = run("list", "--label", "run=list", "--type", "echo", "--status", "succeeded", "--text", "wanted")
+
+    head, row = told.out.splitlines()
+    assert row.startswith(wanted)
+    assert (head.index("STATUS"), head.index("TITLE")) == (row.index("succeeded"), row.index("wanted"))
+    page = run("list", "--label", "run=list", "--limit", "1", "--json").document
+    assert ([task["id"] for task in page["tasks"]], page["next_cursor"]) == ([other], other)
+    assert "There are more" in run("list", "--label", "run=list", "--limit", "1").err
+    assert run("list", "--text", "nonesuch") == Told(0, "", "No task fits.\n")
+
+
+@slow
+def test_a_payload_cannot_act_on_the_terminal(run: Run) -> None:
+    """A C1 escape and a change of direction are made visible for people, and escaped in JSON."""
+    task_id = run("enqueue", "echo", "--payload", '{"k": "a\x9b2Jb\u202ec"}').id
+
+    assert '"k": "a\ufffd2Jb\ufffdc"' in run("show", task_id).out
+    assert r'"k": "a\u009b2Jb\u202ec"' in run("show", task_id, "--json").out
+
+
+@slow
+def test_a_waiting_task_is_cancelled_and_retried(run: Run) -> None:
+    """`retry` gives a new task that names the old one."""
+    task_id = run("enqueue", "sleep", "--payload", '{"seconds": 0}', "--not-before", "2031-05-01T08:00:00Z").id
+    assert "queued (not_before)" in run("show", task_id).out
+
+    assert run("cancel", task_id, "--by", "bob").out == f"Task {task_id} is cancelled.\n"
+
+    again = run("retry", task_id, "--by", "bob").id
+    shown = run("show", again, "--json").document
+    assert (shown["retry_of"], shown["requested_by"]) == (task_id, "bob")
+    assert set(run("retry", task_id, "--json").document) == {"task_id"}
+
+
+@slow
+def test_what_cannot_be_cancelled_or_retried_exits_1(run: Run) -> None:
+    """A final state is never changed, and a task that has not ended cannot be repeated."""
+    ended = run("enqueue", "echo", "--wait").out.split()[0]
+    waiting = run("enqueue", "echo", "--not-before", "2031-05-01T08:00:00Z").id
+
+    cancelled, retried = run("cancel", ended), run("retry", waiting)
+
+    assert (cancelled.code, retried.code) == (1, 1)
+    assert cancelled.err.endswith("(already_final)\n")
+    assert retried.err.endswith("(not_final)\n")
+
+
+@slow
+def test_logs_are_printed_whole_or_as_json_lines(run: Run) -> None:
+    """Both ways tell the same lines; a followed log ends with the status."""
+    task_id = run("enqueue", "command", "--wait", "--", "printf", "one\\ntwo").out.split()[0]
+
+    lines = run("logs", task_id).out.splitlines()
+
+    assert [line.split("] ")[1] for line in lines[-3:]] == ["one", "two", "── succeeded"]
+    assert run("logs", "-f", task_id).out.splitlines() == lines
+    documents = [json.loads(line) for line in run("logs", "-f", "--json", task_id).out.splitlines()]
+    assert documents == [*({"line": line} for line in lines), {"status": "succeeded"}]
+
+
+@slow
+def test_ctrl_c_ends_quietly_with_130(run: Run, server: Processes) -> None:
+    """Whoever stops looking sees no traceback, and the task goes on."""
+    task_id = run("enqueue", "sleep", "--payload", '{"seconds": 600}').id
+    looking = server.spawn(TOWER, "logs", "-f", task_id, "--url", server.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert looking.stdout
+    assert "queued" in looking.stdout.readline()
+
+    looking.send_signal(signal.SIGINT)
+    _, err = looking.communicate(timeout=20)
+
+    assert (looking.returncode, err.strip()) == (130, "")
+    assert run("cancel", task_id, "--json").document["task_id"] == task_id
+
+
+@slow
+def test_a_reader_that_stops_early_is_no_error_message(run: Run, server: Processes) -> None:
+    """`tower logs … | head -1` prints one line and nothing else."""
+    task_id = run("enqueue", "command", "--wait", "--", "seq", "20000").out.split()[0]
+
+    command = f"'{TOWER}' logs {task_id} --url {server.url} | head -1"
+    told = subprocess.run(["sh", "-c", command], env=server.environment, capture_output=True, text=True, check=True)
+
+    assert (told.stdout.count("\n"), told.stderr) == (1, "")
+
+
+@slow
+def test_a_followed_log_outlives_the_server(processes: Processes) -> None:
+    """When the server dies and comes back on its port, following goes on; no line is lost or told twice."""
+    processes.environment["TOWER_LEASE_S"] = "2"
+    up = (TOWER, "up", "--port", str(processes.port))
+    first = processes.serve(*up)
+    program = ("sh", "-c", "echo first; until [ -e go ]; do sleep 0.05; done; echo last")
+    options = ("--cwd", ".", "--wait", "--max-attempts", "5")
+    waiting = processes.spawn(TOWER, "enqueue", "command", *options, "--", *program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert waiting.stdout
+    seen = []
+    while not seen or not seen[-1].endswith("] first\n"):
+        seen.append(waiting.stdout.readline())
+        assert seen[-1], waiting.stderr and waiting.stderr.read()
+
+    first.kill()
+    first.wait()
+    (processes.folder / "go").touch()
+    processes.serve(*up)
+    rest, err = waiting.communicate(timeout=60)
+
+    lines = "".join(seen).splitlines() + rest.splitlines()
+    assert (waiting.returncode, err) == (0, "")
+    assert len(lines) == len(set(lines))
+    assert lines[-1].endswith("[2] ── succeeded")
+    assert [line for line in lines if line.endswith("] last")]
+
+
+@slow
+def test_a_worker_runs_the_tasks_of_a_tower_with_redis(processes: Processes, redis_server: Redis) -> None:
+    """`tower up` and `tower worker` of the same environment make a tower on services."""
+    processes.environment["REDIS_URL"] = redis_server.url()
+    processes.environment["PORT"] = str(processes.port)
+    with (processes.folder / "worker.log").open("a") as log:
+        processes.spawn(TOWER, "worker", "--processes", "1", "--threads", "3", stdout=log, stderr=log)
+    processes.serve(TOWER, "up")
+
+    command = [TOWER, "enqueue", "echo", "--wait"]
+    told = subprocess.run(command, env=processes.environment, capture_output=True, text=True, timeout=60, check=True)
+
+    assert "succeeded" in told.stdout
+    (worker,) = httpx2.get(f"{processes.url}/workers").json()["workers"]
+    assert worker["slots"] == 3

@@ -1,0 +1,176 @@
+"""The database: migrations, retries, and what a failure looks like."""
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import peewee
+import pytest
+
+from tests import rows as r
+from tests.conftest import QUICK
+from tests.servers import Postgres, wait_for
+from tower import db
+from tower.errors import SettingsError, Unavailable
+from tower.models import TABLES, Task
+from tower.settings import Settings
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A Postgres that the test may break."""
+    server = Postgres(fsync=True).start()
+    yield server
+    db.close_database()
+    server.close()
+
+
+def test_the_models_fit_the_migrated_schema(rows: Settings) -> None:
+    """Every table has exactly the columns that its model has."""
+    for model in TABLES:
+        with db.database.connection_context():
+            columns = {column.name: column.null for column in db.database.get_columns(model._meta.table_name)}
+        assert columns == {field.column_name: field.null for field in model._meta.sorted_fields}, model
+
+
+@pytest.mark.slow
+def test_processes_that_start_together_migrate_once(settings: Settings) -> None:
+    """One does it, the others wait for it."""
+    code = f"""
+from tower import db; from tower.settings import Settings
+db.open_database(Settings(database_url={settings.database_url!r})); print(len(db.migrate()))
+"""
+    if settings.database_url.startswith("postgres"):
+        db.open_database(settings)
+        with db.database.connection_context():
+            db.database.execute_sql("DROP SCHEMA public CASCADE")
+            db.database.execute_sql("CREATE SCHEMA public")
+        db.close_database()
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in started) == ["0", "0", "0", "1"]
+
+
+def test_a_database_of_a_newer_tower_is_refused(rows: Settings) -> None:
+    """Rather than used wrongly."""
+    db.unit(lambda: db.database.execute_sql("INSERT INTO schema_migration (name, applied) VALUES ('9999_future', '2031-01-01')"))
+    with pytest.raises(SettingsError, match="9999_future"):
+        db.migrate()
+
+
+def test_a_unit_that_fails_leaves_nothing(rows: Settings) -> None:
+    """All of it or none."""
+
+    def work() -> None:
+        r.insert()
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        db.unit(work)
+    assert db.read(lambda: Task.select().count()) == 0
+
+
+def test_what_runs_again_after_a_lost_answer_is_asked_first_what_it_did(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recognise` is called on every run but the first."""
+    calls = []
+
+    def work() -> str:
+        calls.append("work")
+        raise peewee.OperationalError("the answer was lost")
+
+    def recognise() -> str:
+        calls.append("recognise")
+        return "done before"
+
+    assert db.unit(work, recognise=recognise) == "done before"
+    assert calls == ["work", "recognise"]
+
+
+def test_a_mistake_in_a_statement_is_no_outage(rows: Settings) -> None:
+    """It is raised at once, not tried again."""
+    with pytest.raises(peewee.PeeweeException):
+        db.read(lambda: db.database.execute_sql("SELECT nothing FROM"))
+
+
+def test_a_database_without_tables_is_unavailable(settings: Settings) -> None:
+    """Until somebody has migrated it."""
+    db.open_database(settings)
+    if settings.database_url.startswith("postgres"):
+        db.unit(lambda: db.database.execute_sql("DROP TABLE worker"))
+    from tower.models import Worker
+
+    with pytest.raises(Unavailable, match="not prepared"):
+        db.read(lambda: Worker.select().count())
+    db.close_database()
+
+
+def test_many_threads_write_at_once(rows: Settings) -> None:
+    """Without an error, and without losing one."""
+    threads = [threading.Thread(target=lambda: [r.insert() for _ in range(10)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert db.read(lambda: Task.select().count()) == 80
+
+
+def test_postgres_may_restart_under_us(own_postgres: Postgres) -> None:
+    """A unit waits for it; every connection that broke is replaced."""
+    db.open_database(Settings(database_url=own_postgres.url(), **QUICK))
+    db.migrate()
+    r.insert()
+    own_postgres.stop(signal.SIGQUIT)
+    restarted = threading.Thread(target=own_postgres.start)
+    restarted.start()
+    r.insert()
+    restarted.join()
+    own_postgres.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    r.insert()
+    assert db.read(lambda: Task.select().count()) == 3
+
+
+def test_patience_ends_with_a_clear_word(own_postgres: Postgres) -> None:
+    """Unavailable, with the database's own first line."""
+    db.open_database(Settings(database_url=own_postgres.url(), **QUICK))
+    own_postgres.stop(signal.SIGQUIT)
+    with pytest.raises(Unavailable, match="does not answer: connection to server"):
+        db.unit(lambda: 1, patience_s=0.2)
+
+
+def test_sqlite_waits_for_another_writer(sqlite_settings: Settings) -> None:
+    """Rather than failing with 'database is locked'."""
+    db.open_database(sqlite_settings)
+    db.migrate()
+    locked, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db.database.connection_context(), db.database.atomic():
+            locked.set()
+            release.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    locked.wait(10)
+    threading.Timer(0.3, release.set).start()
+    r.insert()
+    holder.join()
+    db.close_database()
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    """With the cure."""
+    with pytest.raises(SettingsError, match=r"there is no folder .*nowhere; make it first"):
+        db.open_database(Settings(database_url=f"sqlite:///{tmp_path}/nowhere/tower.db"))
+
+
+def test_sqlite_is_durable_and_never_blocks_readers(sqlite_settings: Settings) -> None:
+    """WAL, synchronous FULL."""
+    db.open_database(sqlite_settings)
+    with db.database.connection_context():
+        assert (db.database.journal_mode, db.database.synchronous, db.database.foreign_keys) == ("wal", 2, 1)
+    db.close_database()
+    wait_for("the connections to close", lambda: not Path(sqlite_settings.database_url.removeprefix("sqlite:///") + "-wal").exists(), 2)
