@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from actors import child
-from tower import db, lifecycle
+from tower import db, leases
 from tower.errors import Unavailable
 from tower.handler import Fail, Finished, Stopped
-from tower.lifecycle import CHUNK, Claim
+from tower.leases import CHUNK, Claim
 from tower.settings import Settings
 from tower.trace import log_line
 
@@ -133,7 +133,7 @@ class Attempt:
             while text := self._take():
                 flushed = True
                 try:
-                    kept = db.unit(partial(lifecycle.append_log, self.claim, text))
+                    kept = db.unit(partial(leases.append_log, self.claim, text))
                 except Unavailable:
                     self._put_back(text)
                     break

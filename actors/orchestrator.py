@@ -8,10 +8,9 @@ from typing import Any
 
 from tower import db, lifecycle, queries
 from tower.broker import Nudger, handler_actor
-from tower.lifecycle import Nudge
 from tower.models import QUEUED, Task
+from tower.reminders import Nudge
 from tower.settings import Settings
-
 
 #: Tasks that wait at the workers, per slot, so that none idles between two tasks.
 PREFETCH = 0.25
@@ -60,7 +59,7 @@ class Dispatcher:
 
     def _decide(self) -> list[Nudge]:
         db.lock_for_dispatch()
-        room = measure_room(queries.live_workers(self._settings.lease_s), lifecycle.in_flight())
+        room = measure_room(queries.live_workers(self._settings.lease_s), queries.in_flight())
         held, picked = queries.held_keys(), list[str]()
         while room.open_queues():
             chosen, room = choose(_candidates(room, held), room, held)

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, TIMEOUT, Attempt
 from actors.worker import WorkerProcess
-from tower import db, jsontext, lifecycle, log
+from tower import db, jsontext, leases, lifecycle, log
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
 from tower.handler import Fail, Registry, Retry, Stopped
-from tower.lifecycle import CHUNK, Claim, Outcome
+from tower.leases import CHUNK, Claim
+from tower.lifecycle import Outcome
 from tower.models import FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
 from tower.settings import Settings
 
@@ -150,7 +151,7 @@ class Runner:
         for part, data in enumerate(_parts(path)):
             while attempt.stop_reason != LEASE_LOST:
                 try:
-                    db.unit(partial(lifecycle.keep_artifact, attempt.claim, name, part, data))
+                    db.unit(partial(leases.keep_artifact, attempt.claim, name, part, data))
                     break
                 except Unavailable:
                     continue

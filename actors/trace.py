@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from tower import db, lifecycle, log, queries, trace
+from tower import db, log, queries, reminders, trace
 from tower.errors import NotFound, Unavailable
 from tower.models import FINAL
 from tower.settings import Settings
@@ -35,7 +35,7 @@ class Tracer:
         except OSError as error:
             reason = f"{type(error).__name__}: {error.strerror or error}"
             _log.warning("the trace could not be written; it will be tried again: %s", reason, extra=log.context(task_id, 0))
-            db.unit(lambda: lifecycle.trace_failed(task_id, reason))
+            db.unit(lambda: reminders.trace_failed(task_id, reason))
         except Unavailable as error:
             _log.warning("%s The trace waits.", error.message, extra=log.context(task_id, 0))
 
@@ -49,7 +49,7 @@ class Tracer:
             self._write_artifacts(folder, task["id"])
             folder.replace(OUTPUT, trace.render_output(task, events).encode())
         folder.settle()
-        db.unit(lambda: lifecycle.traced(task["id"], task["seq"], size))
+        db.unit(lambda: reminders.traced(task["id"], task["seq"], size))
 
     def _extend_log(self, folder: Folder, task: dict[str, Any]) -> int:
         """Append what is new to log.txt, from the start if it was taken away; return its size."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, Attempt
-from tower import __version__, db, lifecycle
+from tower import __version__, db, leases
 from tower.broker import TRACE, Nudger
 from tower.errors import Unavailable
 from tower.host import hostname, this_process
@@ -144,7 +144,7 @@ class WorkerProcess:
         sent = time.monotonic()
         try:
             ids = [task_id for task_id, _ in held]
-            kept = db.unit(lambda: lifecycle.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
+            kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
         except Unavailable:
             self._fence(sent)
             raise

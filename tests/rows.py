@@ -3,7 +3,8 @@
 from typing import Any
 
 from tower import db, lifecycle, queries
-from tower.lifecycle import Claim, NewTask
+from tower.leases import Claim
+from tower.lifecycle import NewTask
 from tower.models import Worker, new_id
 
 

@@ -16,6 +16,7 @@ LEVELS = [
     ["tower.log"],
     ["tower.db"],
     ["tower.models"],
+    ["tower.leases", "tower.reminders"],
     ["tower.lifecycle"],
     ["tower.handler", "tower.spec", "tower.broker", "tower.trace", "tower.queries"],
     ["tower.sweep"],

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests import rows as r
-from tower import db, lifecycle
-from tower.lifecycle import ARROWS, Claim, Outcome
+from tower import db, leases, lifecycle, reminders
+from tower.leases import Claim
+from tower.lifecycle import ARROWS, Outcome
 from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, STATUSES, SUCCEEDED, TIMED_OUT, Task, TaskEvent, new_id
 from tower.settings import Settings
 
@@ -94,8 +95,8 @@ def test_a_late_worker_is_fenced_by_the_attempt_number() -> None:
     current = r.claim(late.id, "w2")
     assert current and current.attempt == 2
     assert finish(late) is None
-    assert not db.unit(lambda: lifecycle.append_log(late, "late\n"))
-    assert not db.unit(lambda: lifecycle.keep_artifact(late, "a", 0, b"x"))
+    assert not db.unit(lambda: leases.append_log(late, "late\n"))
+    assert not db.unit(lambda: leases.keep_artifact(late, "a", 0, b"x"))
     assert finish(current) == SUCCEEDED
 
 
@@ -166,7 +167,7 @@ def test_a_heartbeat_that_came_meanwhile_keeps_the_lease() -> None:
     """The sweep takes only the exact beat it has watched."""
     claim = r.running()
     seen = r.row(claim.id)["beat"]
-    assert db.unit(lambda: lifecycle.heartbeat("w1", [claim.id])) == {(claim.id, 1): False}
+    assert db.unit(lambda: leases.heartbeat("w1", [claim.id])) == {(claim.id, 1): False}
     assert db.unit(lambda: lifecycle.expire(claim.id, 1, seen, 3, "gone")) is None
     assert r.row(claim.id)["status"] == RUNNING
 
@@ -174,7 +175,7 @@ def test_a_heartbeat_that_came_meanwhile_keeps_the_lease() -> None:
 def test_a_heartbeat_renews_only_ones_own_leases() -> None:
     """Of the tasks named, those of others are not in the answer."""
     mine, other = r.running("w1"), r.running("w2")
-    assert set(db.unit(lambda: lifecycle.heartbeat("w1", [mine.id, other.id]))) == {(mine.id, 1)}
+    assert set(db.unit(lambda: leases.heartbeat("w1", [mine.id, other.id]))) == {(mine.id, 1)}
 
 
 def test_a_waiting_task_is_cancelled_at_once() -> None:
@@ -192,7 +193,7 @@ def test_a_running_task_is_asked_to_stop_once() -> None:
     claim = r.running()
     assert db.unit(lambda: lifecycle.cancel(claim.id, None)) == RUNNING
     assert db.unit(lambda: lifecycle.cancel(claim.id, None)) == RUNNING
-    assert db.unit(lambda: lifecycle.heartbeat("w1", [claim.id])) == {(claim.id, 1): True}
+    assert db.unit(lambda: leases.heartbeat("w1", [claim.id])) == {(claim.id, 1): True}
     assert r.kinds(claim.id).count("cancel_requested") == 1
 
 
@@ -228,7 +229,7 @@ def test_a_timeout_is_a_status_of_its_own() -> None:
 def test_the_order_of_events_and_log_chunks_is_one() -> None:
     """Both take the next number of the task."""
     claim = r.running()
-    db.unit(lambda: lifecycle.append_log(claim, "one\n"))
+    db.unit(lambda: leases.append_log(claim, "one\n"))
     finish(claim, tail="two\n")
     numbers = [row[0] for row in db.read(lambda: list(TaskEvent.select(TaskEvent.seq).order_by(TaskEvent.seq).tuples()))]
     assert numbers == [1, 2, 3, 6]
@@ -254,7 +255,7 @@ def test_nudges_of_a_waiting_task_come_ever_less_often(monkeypatch: pytest.Monke
     waits = []
     for _ in range(6):
         db.unit(lambda: Task.update(nudge_at=0).where(Task.id == task_id).execute())
-        assert [nudge.id for nudge in db.unit(lambda: lifecycle.due_to_run(10))] == [task_id]
+        assert [nudge.id for nudge in db.unit(lambda: reminders.due_to_run(10))] == [task_id]
         waits.append(round(r.row(task_id)["nudge_at"] - db.read(db.clock)))
     assert waits == [5, 10, 20, 40, 60, 60]
 
@@ -263,11 +264,11 @@ def test_a_task_whose_trace_lags_is_named_until_it_is_traced(rows: Settings) -> 
     """Asked for with back-off, no more once the folder tells all."""
     task_id = r.insert()
     db.unit(lambda: Task.update(trace_due_at=0).execute())
-    assert db.unit(lambda: lifecycle.due_to_trace(10)) == [task_id]
-    assert db.unit(lambda: lifecycle.due_to_trace(10)) == []
-    db.unit(lambda: lifecycle.traced(task_id, 1, 40))
+    assert db.unit(lambda: reminders.due_to_trace(10)) == [task_id]
+    assert db.unit(lambda: reminders.due_to_trace(10)) == []
+    db.unit(lambda: reminders.traced(task_id, 1, 40))
     db.unit(lambda: Task.update(trace_due_at=0).execute())
-    assert db.unit(lambda: lifecycle.due_to_trace(10)) == []
+    assert db.unit(lambda: reminders.due_to_trace(10)) == []
 
 
 def test_statuses_fit_the_schema() -> None:

@@ -72,10 +72,12 @@ class _Bounded(dict[str, Any]):
 
 
 class _WakingConsumer(_RedisConsumer):
-    """Waits for a message inside Redis instead of sleeping ever longer between two looks.
+    """Waits for a message inside Redis instead of sleeping ever longer between two looks, and waits for Redis itself.
 
     BLMOVE from a list's head to its own head blocks until there is a message and changes nothing.
     """
+
+    _is_deaf = False
 
     def __next__(self) -> Any:
         if not self.message_cache and self.outstanding_message_count < self.prefetch:
@@ -84,10 +86,25 @@ class _WakingConsumer(_RedisConsumer):
                 if not self.message_cache:
                     key = f"{self.broker.namespace}:{self.queue_name}"
                     self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
-                    return None
             except (redis.ConnectionError, redis.TimeoutError) as error:
-                raise ConnectionClosed(error) from None  # type: ignore[no-untyped-call]
+                # dramatiq would shout every three seconds and start anew; the client connects again by itself.
+                self._note_deaf(error)
+                time.sleep(_PAUSE_S)
+                return None
+            self._note_heard()
+            if not self.message_cache:
+                return None
         return super().__next__()  # type: ignore[no-untyped-call]
+
+    def _note_deaf(self, error: Exception) -> None:
+        if not self._is_deaf:
+            self._is_deaf = True
+            _log.warning("the broker brings no messages on queue %s, tasks are found in the database: %s", self.queue_name, error)
+
+    def _note_heard(self) -> None:
+        if self._is_deaf:
+            self._is_deaf = False
+            _log.info("the broker brings messages again on queue %s", self.queue_name)
 
     # A nudge that stays unacknowledged comes again one day, which is harmless; to insist would hold up the worker's threads.
 

@@ -12,24 +12,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import peewee
-from peewee import fn
 
 from tower import db, log
+from tower.leases import Claim, append_log, held
 from tower.models import (
     CANCELLED,
     DISPATCHED,
     FAILED,
-    IN_FLIGHT,
     QUEUED,
     RUNNING,
     SUCCEEDED,
     TIMED_OUT,
     Task,
-    TaskArtifact,
     TaskEvent,
     TaskLabel,
-    TaskLog,
 )
+from tower.reminders import NUDGE_S, TRACE_S, Nudge
 
 #: What may follow each status. Nothing follows a final one.
 ARROWS: dict[str, tuple[str, ...]] = {
@@ -42,18 +40,11 @@ ARROWS: dict[str, tuple[str, ...]] = {
     TIMED_OUT: (),
 }
 
-#: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
-NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
-#: A trace that nobody wrote is asked for again, likewise.
-TRACE_S, TRACE_CEILING_S = 2.0, 300.0
 #: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, with jitter.
 BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
 
 #: Rows inserted by one statement: SQLite takes 32,766 values.
 _ROWS = 500
-
-#: A log chunk and an artifact part hold at most this many bytes.
-CHUNK = 256 * 1024
 
 _log = logging.getLogger("tower.task")
 
@@ -81,23 +72,6 @@ class NewTask:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A lease on one attempt, and what its worker needs to know to run it."""
-
-    id: str
-    attempt: int
-    token: str
-    worker_id: str
-    type: str
-    payload: str
-    timeout_s: float
-    max_attempts: int
-    failures: int
-    #: The database's time at the claim; the log of the attempt counts on from it.
-    started_at: float
-
-
-@dataclass(frozen=True)
 class Outcome:
     """How an attempt ended. `retry_after_s` is set only if the handler named it."""
 
@@ -107,14 +81,6 @@ class Outcome:
     may_retry: bool = True
     retry_after_s: float | None = None
     artifacts: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Nudge:
-    """A task that somebody should look at, and the type whose actor that is."""
-
-    id: str
-    type: str
 
 
 # ---- queued
@@ -205,43 +171,6 @@ def _claim(row: dict[str, Any]) -> Claim:
     return Claim(token=row["claim_token"], **{name: row[name] for name in names})
 
 
-# ---- running
-
-
-def heartbeat(worker_id: str, ids: Sequence[str]) -> dict[tuple[str, int], bool]:
-    """Renew a worker's leases with one statement; return those it still holds, and whether each was asked to stop."""
-    rows = (
-        Task.update(beat=Task.beat + 1)
-        .where(Task.status == RUNNING, Task.worker_id == worker_id, Task.id << list(ids))
-        .returning(Task.id, Task.attempt, Task.cancel_requested_at)
-        .dicts()
-    )
-    return {(row["id"], row["attempt"]): row["cancel_requested_at"] is not None for row in rows}
-
-
-def append_log(claim: Claim, text: str) -> bool:
-    """Add whole lines to a running task's log; False if the lease is gone."""
-    rows = Task.update(seq=Task.seq + 1, updated_at=db.now()).where(*_held(claim)).returning(Task.seq).dicts()
-    for row in rows:
-        TaskLog.insert(task_id=claim.id, seq=row["seq"], attempt=claim.attempt, text=text).execute()
-        return True
-    return False
-
-
-def keep_artifact(claim: Claim, name: str, part: int, data: bytes) -> bool:
-    """Keep a piece of a file that the attempt left; False if the lease is gone."""
-    if not Task.select(Task.id).where(*_held(claim)).exists():
-        return False
-    if part == 0:
-        TaskArtifact.delete().where(TaskArtifact.task_id == claim.id, TaskArtifact.name == name).execute()
-    TaskArtifact.insert(task_id=claim.id, name=name, part=part, attempt=claim.attempt, data=data).on_conflict_ignore().execute()
-    return True
-
-
-def _held(claim: Claim) -> tuple[Any, ...]:
-    return (Task.id == claim.id, Task.status == RUNNING, Task.attempt == claim.attempt, Task.claim_token == claim.token)
-
-
 # ---- running -> final, or queued again
 
 
@@ -269,7 +198,7 @@ def finished(task_id: str, token: str) -> str | None:
 def _end(claim: Claim, outcome: Outcome, token: str) -> str | None:
     error = outcome.error or {}
     rows = _move(
-        _all(*_held(claim)),
+        _all(*held(claim)),
         (RUNNING,),
         outcome.status,
         outcome.status,
@@ -288,7 +217,7 @@ def _try_again(claim: Claim, outcome: Outcome, token: str) -> str | None:
     error = outcome.error or {}
     wait = outcome.retry_after_s if outcome.retry_after_s is not None else backoff_s(claim.failures + 1)
     rows = _move(
-        _all(*_held(claim)),
+        _all(*held(claim)),
         (RUNNING,),
         QUEUED,
         "retry_scheduled",
@@ -316,7 +245,7 @@ def release(claim: Claim, reason: str, token: str, tail: str = "") -> str | None
         return None
     if _asked_to_stop(claim):
         return _end(claim, WAS_CANCELLED, token)
-    rows = _move(_all(*_held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0))
+    rows = _move(_all(*held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0))
     return QUEUED if rows else None
 
 
@@ -325,7 +254,7 @@ WAS_CANCELLED = Outcome(CANCELLED, error={"code": "cancelled", "message": "Cance
 
 
 def _asked_to_stop(claim: Claim) -> bool:
-    return bool(Task.select(Task.id).where(*_held(claim), Task.cancel_requested_at.is_null(False)).exists())
+    return bool(Task.select(Task.id).where(*held(claim), Task.cancel_requested_at.is_null(False)).exists())
 
 
 def _requeued(wait_s: float) -> dict[str, Any]:
@@ -404,62 +333,6 @@ def cancel(task_id: str, by: str | None) -> str | None:
     return RUNNING if Task.select(Task.id).where(Task.id == task_id, Task.status == RUNNING).exists() else None
 
 
-# ---- nudges that come due
-
-
-def due_to_start() -> Nudge | None:
-    """Return a queued task that could start and has not been nudged for a while; push its next nudge back."""
-    ready = Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now(), Task.nudge_at <= db.now())
-    return next(iter(_push_back(ready.order_by(Task.rank, Task.id), QUEUED, 1)), None)
-
-
-def due_to_run(limit: int) -> list[Nudge]:
-    """Return dispatched tasks whose nudge nobody took; push their next nudges back."""
-    waiting = Task.select(Task.id).where(Task.status == DISPATCHED, Task.nudge_at <= db.now())
-    return _push_back(waiting.order_by(Task.nudge_at), DISPATCHED, limit)
-
-
-def _push_back(due: Any, status: str, limit: int) -> list[Nudge]:
-    rows = (
-        Task.update(nudges=Task.nudges + 1, nudge_at=db.now() + _doubling(Task.nudges, NUDGE_S, NUDGE_CEILING_S))
-        .where(Task.id << due.limit(limit), Task.status == status)
-        .returning(Task.id, Task.type)
-        .dicts()
-    )
-    return [Nudge(row["id"], row["type"]) for row in rows]
-
-
-def due_to_trace(limit: int) -> list[str]:
-    """Return tasks whose trace folder lags behind; push their next reminders back."""
-    behind = Task.select(Task.id).where(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()).order_by(Task.trace_due_at).limit(limit)
-    rows = (
-        Task.update(trace_tries=Task.trace_tries + 1, trace_due_at=db.now() + _doubling(Task.trace_tries, TRACE_S, TRACE_CEILING_S))
-        .where(Task.id << behind, Task.traced_seq < Task.seq)
-        .returning(Task.id)
-        .dicts()
-    )
-    return [row["id"] for row in rows]
-
-
-def traced(task_id: str, seq: int, size: int) -> None:
-    """Note that the trace folder tells everything up to `seq`, with `size` bytes of log.txt."""
-    (
-        Task.update(traced_seq=seq, traced_bytes=size, trace_tries=0, trace_error=None, trace_due_at=db.now() + TRACE_S)
-        .where(Task.id == task_id, Task.traced_seq < seq)
-        .execute()
-    )
-
-
-def trace_failed(task_id: str, error: str) -> None:
-    """Note why the trace folder could not be written; the sweep asks for it again."""
-    Task.update(trace_error=error[:500]).where(Task.id == task_id).execute()
-
-
-def _doubling(count: Any, first: float, ceiling: float) -> Any:
-    steps = [(count == n, first * 2**n) for n in range(12) if first * 2**n < ceiling]
-    return peewee.Case(None, steps, ceiling)
-
-
 # ---- the one way to change a status
 
 
@@ -512,9 +385,3 @@ def _record(rows: Sequence[dict[str, Any]], kind: str, data: dict[str, Any]) -> 
             _log.info(kind, extra=log.context(row["id"], row["attempt"], **told))
 
     db.database.after_commit(tell)
-
-
-def in_flight() -> list[dict[str, Any]]:
-    """Return how many tasks of each queue hold or await a slot."""
-    count = fn.COUNT(Task.id).alias("count")
-    return list(Task.select(Task.queue, count).where(Task.status << IN_FLIGHT).group_by(Task.queue).dicts())

@@ -146,3 +146,9 @@ def oldest_waiting_s() -> float | None:
     since = fn.MIN(Task.queued_at)
     oldest = Task.select(since).where(Task.status == QUEUED, Task.ready_at <= db.now()).scalar()
     return None if oldest is None else max(0.0, db.clock() - float(oldest))
+
+
+def in_flight() -> list[dict[str, Any]]:
+    """Return how many tasks of each queue hold or await a slot."""
+    count = fn.COUNT(Task.id).alias("count")
+    return list(Task.select(Task.queue, count).where(Task.status << IN_FLIGHT).group_by(Task.queue).dicts())

@@ -10,7 +10,7 @@ from typing import Any
 
 from peewee import JOIN, fn
 
-from tower import db, lifecycle, queries
+from tower import db, lifecycle, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
 from tower.host import ProcessId, kill_marked, pid_space
@@ -111,7 +111,7 @@ class Sweep:
     # ---- nudges
 
     def _nudge_queued(self) -> None:
-        nudge = db.unit(lifecycle.due_to_start) if self._any(Task.status == QUEUED, Task.nudge_at <= db.now()) else None
+        nudge = db.unit(reminders.due_to_start) if self._any(Task.status == QUEUED, Task.nudge_at <= db.now()) else None
         if nudge:
             self._nudger.send(ORCHESTRATE, nudge.id)
 
@@ -121,12 +121,12 @@ class Sweep:
         orphans = db.read(lambda: _without_worker(self._settings.lease_s))
         if orphans:
             db.unit(lambda: lifecycle.undeliver(orphans))
-        for nudge in db.unit(lambda: lifecycle.due_to_run(_LIMIT)):
+        for nudge in db.unit(lambda: reminders.due_to_run(_LIMIT)):
             self._nudger.send(handler_actor(nudge.type), nudge.id)
 
     def _ask_for_traces(self) -> None:
         if self._any(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()):
-            for task_id in db.unit(lambda: lifecycle.due_to_trace(_LIMIT)):
+            for task_id in db.unit(lambda: reminders.due_to_trace(_LIMIT)):
                 self._nudger.send(TRACE, task_id)
 
     def _any(self, *conditions: Any) -> bool:

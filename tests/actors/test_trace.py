@@ -10,9 +10,10 @@ import pytest
 
 from actors.trace import Tracer
 from tests import rows as r
-from tower import db, lifecycle, trace
+from tower import db, leases, lifecycle, trace
 from tower.errors import NotFound
-from tower.lifecycle import Claim, Outcome
+from tower.leases import Claim
+from tower.lifecycle import Outcome
 from tower.models import SUCCEEDED, Task, new_id
 from tower.settings import Settings
 
@@ -27,7 +28,7 @@ def end(claim: Claim, tail: str = "") -> None:
 
 
 def say(claim: Claim, text: str) -> None:
-    assert db.unit(lambda: lifecycle.append_log(claim, text))
+    assert db.unit(lambda: leases.append_log(claim, text))
 
 
 def log_of(settings: Settings, task_id: str) -> str:
@@ -96,7 +97,7 @@ def test_a_folder_written_at_once_equals_one_that_grew(tracer: Tracer, rows: Set
     for number in range(40):
         say(claim, f"line {number}\n")
         tracer.trace(claim.id)
-    db.unit(lambda: lifecycle.keep_artifact(claim, "a/b.txt", 0, b"kept"))
+    db.unit(lambda: leases.keep_artifact(claim, "a/b.txt", 0, b"kept"))
     end(claim)
     tracer.trace(claim.id)
     folder = rows.trace_dir / claim.id
@@ -129,7 +130,7 @@ def test_a_symbolic_link_in_the_way_is_never_followed(tracer: Tracer, rows: Sett
     outside.mkdir()
     (outside / "file").write_text("mine")
     claim = r.running()
-    db.unit(lambda: lifecycle.keep_artifact(claim, "file", 0, b"kept"))
+    db.unit(lambda: leases.keep_artifact(claim, "file", 0, b"kept"))
     end(claim)
     folder = rows.trace_dir / claim.id
     rows.trace_dir.mkdir()
@@ -171,7 +172,7 @@ def test_a_reader_never_sees_half_a_file(tracer: Tracer, rows: Settings) -> None
 def test_only_plain_files_inside_are_found(tracer: Tracer, rows: Settings, path: str) -> None:
     """Everything else is NotFound."""
     claim = r.running()
-    db.unit(lambda: lifecycle.keep_artifact(claim, "a", 0, b"kept"))
+    db.unit(lambda: leases.keep_artifact(claim, "a", 0, b"kept"))
     end(claim)
     tracer.trace(claim.id)
     assert trace.find_file(rows.trace_dir, claim.id, "artifacts/a").read_bytes() == b"kept"

@@ -66,7 +66,12 @@ def test_a_bad_field_is_named_with_its_value_and_the_cure(api: Tower, body: Any,
     [
         ("command", {}, "payload.argv", "argv: Field required."),
         ("command", {"argv": []}, "payload.argv", "at least 1 item"),
-        ("command", {"argv": ["x"], "env": {"A=B": "c"}}, "payload.env.A=B.[key]", "should be letters, digits and '_', as in PYTHONPATH, got 'A=B'."),
+        (
+            "command",
+            {"argv": ["x"], "env": {"A=B": "c"}},
+            "payload.env.A=B.[key]",
+            "should be letters, digits and '_', as in PYTHONPATH, got 'A=B'.",
+        ),
         ("sleep", {"seconds": "7"}, "payload.seconds", "valid number, got '7'"),
         ("http", {"url": "file:///etc/passwd"}, "payload.url", "should start with http:// or https:// and name a host"),
     ],

@@ -24,7 +24,17 @@ def client() -> Iterator[TestClient]:
 
 @pytest.mark.parametrize(
     "host",
-    ["127.0.0.1", "127.0.0.1:8000", "localhost:1", "LOCALHOST", "[::1]", "[::1]:8000", "tower.example", "Tower.Example:443", "[fe80::1]:80"],
+    [
+        "127.0.0.1",
+        "127.0.0.1:8000",
+        "localhost:1",
+        "LOCALHOST",
+        "[::1]",
+        "[::1]:8000",
+        "tower.example",
+        "Tower.Example:443",
+        "[fe80::1]:80",
+    ],
 )
 def test_a_loopback_or_allowed_host_is_answered(client: TestClient, host: str) -> None:
     """The port does not matter, nor does the case."""
@@ -224,7 +234,12 @@ def test_every_answer_carries_the_security_headers(api: Tower, method: str, path
 
 def test_a_refusal_carries_the_security_headers_too(api: Tower) -> None:
     """What the guard itself answers is no exception."""
-    for headers in ({"host": "evil.example"}, {"origin": "http://evil.example"}, {"content-encoding": "gzip"}, {"content-length": "99999999"}):
+    for headers in (
+        {"host": "evil.example"},
+        {"origin": "http://evil.example"},
+        {"content-encoding": "gzip"},
+        {"content-length": "99999999"},
+    ):
         answer = api.client.post("/tasks/enqueue", headers=headers)
         assert 400 <= answer.status_code < 500
         assert {name: answer.headers[name] for name in _SECURITY} == _SECURITY

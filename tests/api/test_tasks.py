@@ -75,7 +75,9 @@ def test_the_same_key_and_body_give_the_first_task(api: Tower, where: str) -> No
     assert (again.json(), again.headers["location"]) == (first.json(), first.headers["location"])
 
 
-@pytest.mark.parametrize("other", [{"payload": {"a": 1.0}}, {"payload": {"a": True}}, {"title": "x"}, {"type": "sleep", "payload": {"seconds": 1}}])
+@pytest.mark.parametrize(
+    "other", [{"payload": {"a": 1.0}}, {"payload": {"a": True}}, {"title": "x"}, {"type": "sleep", "payload": {"seconds": 1}}]
+)
 def test_the_same_key_with_another_body_is_a_conflict(api: Tower, other: dict[str, Any]) -> None:
     """The answer names the task that has the key."""
     name = key()
@@ -104,16 +106,17 @@ def test_a_key_in_the_header_follows_the_rules_of_the_field(api: Tower, bad: str
 # ---- batch
 
 
+@pytest.mark.slow
 def test_a_batch_of_a_thousand_is_taken_whole_and_in_order(api: Tower) -> None:
     """One commit, one id for each, every label of every one."""
-    labels = {f"label-{number}": "x" for number in range(32)}
+    labels = {f"label-{number}": "x" for number in range(12)}
     batch = [{"type": "echo", "title": f"task {number}", "not_before": LATER, "labels": labels} for number in range(1000)]
     answer = api.client.post(BATCH, json={"tasks": batch})
 
     ids = answer.json()["task_ids"]
     assert (answer.status_code, len(set(ids))) == (202, 1000)
     assert [api.task(ids[place])["title"] for place in (0, 499, 500, 999)] == ["task 0", "task 499", "task 500", "task 999"]
-    found = api.client.get("/tasks", params={"label": ["label-0:x", "label-31:x"], "limit": 1}).json()["tasks"]
+    found = api.client.get("/tasks", params={"label": ["label-0:x", "label-11:x"], "limit": 1}).json()["tasks"]
     assert found[0]["id"] == max(ids)
 
 
@@ -249,7 +252,7 @@ def test_tasks_are_found_by_their_time(api: Tower) -> None:
         ("limit", "501", "less than or equal to 500"),
         ("limit", "1000000000", "less than or equal to 500"),
         ("limit", "abc", "valid integer"),
-        ("limit", "9" * 5000, "valid integer"),
+        ("limit", "9" * 5000, "integer"),
         ("cursor", "abc", "pattern"),
         ("cursor", "../../etc/passwd", "pattern"),
         ("cursor", "00000000-0000-7000-8000-000000000000\n", "pattern"),
@@ -261,7 +264,7 @@ def test_tasks_are_found_by_their_time(api: Tower) -> None:
         ("label", "team", "write name:value"),
         ("label", "a:\x00", "NUL"),
         ("type", "x" * 401, "at most 400 characters"),
-        ("text", "x" * 201, "at most 200 characters"),
+        ("text", "x" * 401, "at most 400 characters"),
         ("text", "a\x00b", "NUL"),
         ("created_after", "yesterday", "as in 2031-05-01T08:00:00Z"),
         ("created_after", "1700000000", "as in 2031-05-01T08:00:00Z"),
@@ -321,7 +324,22 @@ def test_a_bad_event_number_is_refused(api: Tower, after: str) -> None:
     is_problem(api.client.get(f"/tasks/{waiting(api)}/events", params={"after": after}), 422, "invalid_field")
 
 
-@pytest.mark.parametrize("bad", ["0", "%00", "a%00b", "%20", "..", "%2e%2e", "A" * 36, "x" * 60_000, "%ed%a0%80", "%ff", "00000000-0000-7000-8000-00000000000G"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "0",
+        "%00",
+        "a%00b",
+        "%20",
+        "%2e%2e",
+        "%2e%2e%2f%2e%2e",
+        "A" * 36,
+        "x" * 60_000,
+        "%ed%a0%80",
+        "%ff",
+        "00000000-0000-7000-8000-00000000000G",
+    ],
+)
 def test_an_id_that_cannot_be_one_is_refused(api: Tower, bad: str) -> None:
     """No raw text reaches the database or the disk."""
     for path in ("", "/events", "/log", "/files", "/files/log.txt"):

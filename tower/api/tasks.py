@@ -111,9 +111,7 @@ def list_tasks(
     label: Annotated[
         list[Text] | None, Query(max_length=32, description="Only with all these labels, as `name:value`.", examples=[["team:platform"]])
     ] = None,
-    text: Annotated[
-        Text | None, Query(max_length=200, description="Only with this in the title, type or id.", examples=["release"])
-    ] = None,
+    text: Annotated[Text | None, Query(description="Only with this in the title, type or id.", examples=["release"])] = None,
     correlation_id: Annotated[str | None, Query(pattern=_UUID, description="Only of this tree.")] = None,
     created_after: Annotated[
         Time | None, Query(description="Only created at this time or later.", examples=["2031-05-01T08:00:00Z"])

@@ -1,0 +1,75 @@
+"""What comes due again: nudges that nobody took, traces that nobody wrote. Every function runs inside `db.unit`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import peewee
+
+from tower import db
+from tower.models import DISPATCHED, QUEUED, Task
+
+#: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
+NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
+#: A trace that nobody wrote is asked for again, likewise.
+TRACE_S, TRACE_CEILING_S = 2.0, 300.0
+
+
+@dataclass(frozen=True)
+class Nudge:
+    """A task that somebody should look at, and the type whose actor that is."""
+
+    id: str
+    type: str
+
+
+def due_to_start() -> Nudge | None:
+    """Return a queued task that could start and has not been nudged for a while; push its next nudge back."""
+    ready = Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now(), Task.nudge_at <= db.now())
+    return next(iter(_push_back(ready.order_by(Task.rank, Task.id), QUEUED, 1)), None)
+
+
+def due_to_run(limit: int) -> list[Nudge]:
+    """Return dispatched tasks whose nudge nobody took; push their next nudges back."""
+    waiting = Task.select(Task.id).where(Task.status == DISPATCHED, Task.nudge_at <= db.now())
+    return _push_back(waiting.order_by(Task.nudge_at), DISPATCHED, limit)
+
+
+def _push_back(due: Any, status: str, limit: int) -> list[Nudge]:
+    rows = (
+        Task.update(nudges=Task.nudges + 1, nudge_at=db.now() + _doubling(Task.nudges, NUDGE_S, NUDGE_CEILING_S))
+        .where(Task.id << due.limit(limit), Task.status == status)
+        .returning(Task.id, Task.type)
+        .dicts()
+    )
+    return [Nudge(row["id"], row["type"]) for row in rows]
+
+
+def due_to_trace(limit: int) -> list[str]:
+    """Return tasks whose trace folder lags behind; push their next reminders back."""
+    behind = Task.select(Task.id).where(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()).order_by(Task.trace_due_at).limit(limit)
+    rows = (
+        Task.update(trace_tries=Task.trace_tries + 1, trace_due_at=db.now() + _doubling(Task.trace_tries, TRACE_S, TRACE_CEILING_S))
+        .where(Task.id << behind, Task.traced_seq < Task.seq)
+        .returning(Task.id)
+        .dicts()
+    )
+    return [row["id"] for row in rows]
+
+
+def traced(task_id: str, seq: int, size: int) -> None:
+    """Note that the trace folder tells everything up to `seq`, with `size` bytes of log.txt."""
+    (
+        Task.update(traced_seq=seq, traced_bytes=size, trace_tries=0, trace_error=None, trace_due_at=db.now() + TRACE_S)
+        .where(Task.id == task_id, Task.traced_seq < seq)
+        .execute()
+    )
+
+
+def trace_failed(task_id: str, error: str) -> None:
+    """Note why the trace folder could not be written; the sweep asks for it again."""
+    Task.update(trace_error=error[:500]).where(Task.id == task_id).execute()
+
+
+def _doubling(count: Any, first: float, ceiling: float) -> Any:
+    steps = [(count == n, first * 2**n) for n in range(12) if first * 2**n < ceiling]
+    return peewee.Case(None, steps, ceiling)
