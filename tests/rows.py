@@ -20,6 +20,7 @@ def insert(**fields: Any) -> str:
         "not_before": None,
         "timeout_s": 60.0,
         "max_attempts": 1,
+        "max_losses": 3,
         "correlation_id": task_id,
     }
     db.unit(lambda: lifecycle.insert([NewTask(id=task_id, **(defaults | fields))]))

@@ -24,9 +24,9 @@ def finish(claim: Claim, outcome: Outcome = OK, tail: str = "") -> str | None:
     return db.unit(lambda: lifecycle.finish(claim, outcome, new_id(), tail))
 
 
-def expire(claim: Claim, max_losses: int = 3) -> str | None:
+def expire(claim: Claim) -> str | None:
     beat = r.row(claim.id)["beat"]
-    return db.unit(lambda: lifecycle.expire(claim.id, claim.attempt, beat, max_losses, "gone"))
+    return db.unit(lambda: lifecycle.expire(claim.id, claim.attempt, beat, "gone"))
 
 
 def test_every_status_has_its_arrows_and_final_ones_have_none() -> None:
@@ -163,12 +163,20 @@ def test_lost_workers_are_counted_apart_from_failures() -> None:
     assert r.row(claim.id)["error_code"] == "worker_lost"
 
 
+@pytest.mark.parametrize("end", ["expire", "release"])
+def test_a_task_that_may_run_at_most_once_fails_with_its_worker(end: str) -> None:
+    """P4: whether the worker was lost or stopped, there is no second run."""
+    claim = r.running(max_losses=1)
+    assert (expire(claim) if end == "expire" else db.unit(lambda: lifecycle.release(claim, "its worker was stopped", new_id()))) == FAILED
+    assert r.row(claim.id)["error_code"] == "worker_lost"
+
+
 def test_a_heartbeat_that_came_meanwhile_keeps_the_lease() -> None:
     """The sweep takes only the exact beat it has watched."""
     claim = r.running()
     seen = r.row(claim.id)["beat"]
     assert db.unit(lambda: leases.heartbeat("w1", [claim.id])) == {(claim.id, 1): False}
-    assert db.unit(lambda: lifecycle.expire(claim.id, 1, seen, 3, "gone")) is None
+    assert db.unit(lambda: lifecycle.expire(claim.id, 1, seen, "gone")) is None
     assert r.row(claim.id)["status"] == RUNNING
 
 
@@ -244,7 +252,9 @@ def test_a_transition_that_has_no_arrow_is_a_mistake_of_ours() -> None:
 
 def test_a_thousand_tasks_are_inserted_together() -> None:
     """The largest batch fits whatever one statement may carry."""
-    tasks = [lifecycle.NewTask(new_id(), "echo", "default", "{}", {"n": str(n)}, 0, None, 60, 1, correlation_id="x") for n in range(1000)]
+    tasks = [
+        lifecycle.NewTask(new_id(), "echo", "default", "{}", {"n": str(n)}, 0, None, 60, 1, 3, "x") for n in range(1000)
+    ]
     assert len(db.unit(lambda: lifecycle.insert(tasks))) == 1000
 
 

@@ -98,7 +98,7 @@ class Client:
                         return
                     yield from event.data.split("\n")
             except (Refused, Unreachable) as error:
-                gone = isinstance(error, Refused) and True
+                gone = isinstance(error, Refused) and error.status != 503
                 if gone or not 0 < tries < _RESUME_TRIES:
                     raise
             tries += 1

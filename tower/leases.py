@@ -23,6 +23,7 @@ class Claim:
     payload: str
     timeout_s: float
     max_attempts: int
+    max_losses: int
     failures: int
     #: The database's time at the claim; the log of the attempt counts on from it.
     started_at: float

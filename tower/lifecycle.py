@@ -62,6 +62,7 @@ class NewTask:
     not_before: float | None
     timeout_s: float
     max_attempts: int
+    max_losses: int
     correlation_id: str
     title: str | None = None
     requested_by: str | None = None
@@ -101,8 +102,8 @@ def insert(tasks: Sequence[NewTask]) -> set[str]:
 
 
 def _row(task: NewTask, at: float) -> dict[str, Any]:
-    names = ("id", "type", "queue", "payload", "priority", "not_before", "timeout_s", "max_attempts", "correlation_id", "title")
-    more = ("requested_by", "concurrency_key", "idempotency_key", "idempotency_hash", "retry_of")
+    names = ("id", "type", "queue", "payload", "priority", "not_before", "timeout_s", "max_attempts", "max_losses", "correlation_id")
+    more = ("title", "requested_by", "concurrency_key", "idempotency_key", "idempotency_hash", "retry_of")
     return {
         **{name: getattr(task, name) for name in (*names, *more)},
         "labels": json.dumps(task.labels, ensure_ascii=False),
@@ -163,11 +164,11 @@ def claimed(token: str) -> Claim | None:
     return _claim(row) if row else None
 
 
-_CLAIMED = ("worker_id", "claim_token", "payload", "timeout_s", "max_attempts", "failures", "started_at")
+_CLAIMED = ("worker_id", "claim_token", "payload", "timeout_s", "max_attempts", "max_losses", "failures", "started_at")
 
 
 def _claim(row: dict[str, Any]) -> Claim:
-    names = ("id", "attempt", "worker_id", "type", "payload", "timeout_s", "max_attempts", "failures", "started_at")
+    names = ("id", "attempt", "worker_id", "type", "payload", "timeout_s", "max_attempts", "max_losses", "failures", "started_at")
     return Claim(token=row["claim_token"], **{name: row[name] for name in names})
 
 
@@ -239,12 +240,16 @@ def backoff_s(failures: int) -> float:
 def release(claim: Claim, reason: str, token: str, tail: str = "") -> str | None:
     """Hand a running task back to the queue, because its worker stops; the attempt counts neither as failure nor as loss.
 
-    Returns the new status, None if the lease was gone; a task that was asked to stop is cancelled instead.
+    Returns the new status, None if the lease was gone; a task that was asked to stop is cancelled instead, and one that may run
+    at most once has failed.
     """
     if tail and not append_log(claim, tail):
         return None
     if _asked_to_stop(claim):
         return _end(claim, WAS_CANCELLED, token)
+    if claim.max_losses == 1:
+        message = f"It ran when {reason}, and max_attempts=1 forbids a second run."
+        return _end(claim, Outcome(FAILED, error={"code": "worker_lost", "message": message}), token)
     rows = _move(_all(*held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0))
     return QUEUED if rows else None
 
@@ -270,10 +275,10 @@ def undeliver(ids: Sequence[str]) -> list[str]:
     return [row["id"] for row in _move(Task.id << list(ids), (DISPATCHED,), QUEUED, "undelivered", {}, **_requeued(0))]
 
 
-def expire(task_id: str, attempt: int, beat: int, max_losses: int, reason: str) -> str | None:
+def expire(task_id: str, attempt: int, beat: int, reason: str) -> str | None:
     """Take a running task from a worker that is gone, unless it beat meanwhile; return the new status, None if it did."""
     row = (
-        Task.select(Task.losses, Task.cancel_requested_at)
+        Task.select(Task.losses, Task.max_losses, Task.cancel_requested_at)
         .where(Task.id == task_id, Task.status == RUNNING, Task.attempt == attempt, Task.beat == beat)
         .dicts()
         .first()
@@ -282,7 +287,7 @@ def expire(task_id: str, attempt: int, beat: int, max_losses: int, reason: str) 
         return None
     unchanged = _all(Task.id == task_id, Task.attempt == attempt, Task.beat == beat)
     cancelled, lost = row["cancel_requested_at"] is not None, {"code": "worker_lost", "message": reason}
-    if not cancelled and row["losses"] + 1 < max_losses:
+    if not cancelled and row["losses"] + 1 < row["max_losses"]:
         wait = backoff_s(row["losses"]) if row["losses"] else 0
         rows = _move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **_requeued(wait))
         return QUEUED if rows else None

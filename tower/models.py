@@ -70,6 +70,8 @@ class Task(Row):
     failures = IntegerField(default=0)
     losses = IntegerField(default=0)
     max_attempts = IntegerField()
+    #: Lost workers after which it fails; 1 when it may run at most once.
+    max_losses = IntegerField()
     timeout_s = DoubleField()
 
     #: The worker incarnation that holds, or last held, the lease.

@@ -139,6 +139,8 @@ class EnhancedOrchestrator:
             not_before=spec.earliest_start(),
             timeout_s=spec.timeout_s or kind.timeout_s,
             max_attempts=spec.max_attempts or kind.max_attempts,
+            # Who says 1 wants no second run, whatever happens; a type's default of 1 only means that failures are not repeated.
+            max_losses=1 if spec.max_attempts == 1 else self._settings.max_losses,
             correlation_id=task_id,
             title=spec.title,
             requested_by=spec.requested_by,
@@ -245,10 +247,11 @@ def _refuse_other_body(task: NewTask, digest: str | None, first: str) -> None:
 
 
 def _repeat(old: dict[str, Any], by: str | None, fresh: str) -> NewTask:
-    names = ("type", "queue", "payload", "priority", "timeout_s", "max_attempts", "correlation_id", "title", "concurrency_key")
+    names = ("type", "queue", "payload", "priority", "timeout_s", "max_attempts", "max_losses")
+    more = ("correlation_id", "title", "concurrency_key")
     return NewTask(
         id=fresh,
-        **{name: old[name] for name in names},
+        **{name: old[name] for name in (*names, *more)},
         labels=json.loads(old["labels"]),
         not_before=None,
         requested_by=by or old["requested_by"],

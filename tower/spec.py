@@ -65,7 +65,11 @@ class TaskSpec(BaseModel):
         None, gt=0, le=_YEAR_S, description="Seconds one attempt may run; the type's default if absent.", examples=[600]
     )
     max_attempts: int | None = Field(
-        None, ge=1, le=100, description="Attempts that may fail before the task has failed; 1 makes it at most once.", examples=[3]
+        None,
+        ge=1,
+        le=100,
+        description="Attempts that may fail before the task has; the type's default if absent. 1: at most once, even if its worker is lost.",
+        examples=[3],
     )
     idempotency_key: Key | None = Field(
         None, description="Your name for this request: the same key and body give the same task.", examples=["release-42"]

@@ -83,7 +83,7 @@ class Sweep:
             if row["pid_space"] == pid_space():
                 kill_marked(row["id"], row["attempt"])
             lease = row["id"], row["attempt"], row["beat"]
-            if db.unit(partial(lifecycle.expire, *lease, self._settings.max_losses, row["reason"])):
+            if db.unit(partial(lifecycle.expire, *lease, row["reason"])):
                 self._nudger.send(ORCHESTRATE, row["id"])
                 self._nudger.send(TRACE, row["id"])
 

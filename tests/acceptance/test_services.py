@@ -67,13 +67,15 @@ def test_a_worker_that_is_asked_to_stop_hands_its_tasks_back(stack: Stack) -> No
     """After its grace, without counting the attempt, with exit code 0 and no traceback."""
     stack.server()
     worker = stack.worker()
-    task_id = stack.enqueue("sleep", {"seconds": 300}, max_attempts=1)
+    task_id, once = stack.enqueue("sleep", {"seconds": 300}), stack.enqueue("sleep", {"seconds": 300}, max_attempts=1)
     stack.wait(task_id, lambda task: task["status"] == "running")
+    stack.wait(once, lambda task: task["status"] == "running")
     assert worker.end(signal.SIGTERM) == 0
     assert "Traceback" not in worker.log
     assert stack.task(task_id)["status"] == "queued"
     assert stack.task(task_id)["losses"] == 0
     assert stack.task(task_id)["wait_reason"] == "no_worker"
+    assert stack.task(once)["error"]["code"] == "worker_lost"
 
 
 def test_without_redis_tasks_are_accepted_and_run(stack: Stack, servers: tuple[Postgres, Redis]) -> None:

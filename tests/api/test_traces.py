@@ -14,21 +14,21 @@ from tests.api.conftest import is_problem
 from tests.conftest import Tower
 from tests.servers import wait_for
 from tower import db, queries, trace
+from tower.api import files
 from tower.errors import Unavailable
 
 LATER = "2500-01-01T00:00:00Z"
+ODD = 'artifacts/out/ü ;".txt'
 
 
 @pytest.fixture(scope="module")
 def traced(api: Tower) -> str:
     """A finished task with some files of its own."""
-    script = (
-        "mkdir -p out; echo hello; printf 'a\\rb\\n'; echo '<script>' > out/page.html; echo data > out/data.bin; echo ü > 'out/ü ;\".txt'"
-    )
+    script = "mkdir -p out; echo hello; printf 'a\\rb\\n'; echo '<script>' > out/page.html; echo data > out/data.bin"
     payload = {"argv": ["sh", "-c", script], "artifacts": ["out/*"]}
     task_id = api.enqueue("command", payload)
     assert api.wait(task_id)["status"] == "succeeded"
-    api.traced(task_id)
+    (api.traced(task_id) / ODD).write_text("ü")
     return task_id
 
 
@@ -100,35 +100,40 @@ def test_a_range_of_a_file_that_has_changed_is_the_whole_file(api: Tower, traced
     assert get(api, f"/tasks/{traced}/log", range="bytes=0-1", if_range='"other"').status_code == 200
 
 
-def test_a_log_that_is_not_traced_yet_comes_from_the_rows(api: Tower, traced: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_is_not_traced_yet_comes_from_the_rows(api: Tower, traced: str) -> None:
     """A server that does not see the trace folder says the same, ranges included."""
     whole = get(api, f"/tasks/{traced}/log").text
-    monkeypatch.setattr(api.client.app.state, "settings", api.settings.model_copy(update={"trace_dir": Path("/nowhere")}))  # type: ignore[attr-defined]
+    state = api.client.app.state  # type: ignore[attr-defined]
+    state.settings = api.settings.model_copy(update={"trace_dir": Path("/nowhere")})
+    try:
+        answer, part, listed = (
+            get(api, f"/tasks/{traced}/{path}", range=asked) for path, asked in (("log", ""), ("log", "bytes=2-5"), ("files", ""))
+        )
+    finally:
+        state.settings = api.settings
 
-    assert get(api, f"/tasks/{traced}/log").text == whole
-    answer = get(api, f"/tasks/{traced}/log", range="bytes=2-5")
-    assert (answer.status_code, answer.text) == (206, whole[2:6])
-    assert get(api, f"/tasks/{traced}/files").json() == {"files": []}
+    assert (answer.status_code, answer.text) == (200, whole)
+    assert (part.status_code, part.text) == (206, whole[2:6])
+    assert listed.json() == {"files": []}
 
 
 def test_a_log_that_grows_while_it_is_sent_is_answered_as_it_was(api: Tower, traced: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More bytes than Content-Length says would break the connection."""
     path = api.settings.trace_dir / traced / "log.txt"
     before = path.read_bytes()
-    fstat = os.fstat
+    pieces = files._pieces
 
-    def fstat_then_grow(fd: int) -> os.stat_result:
-        info = fstat(fd)
+    def pieces_of_more(*args: Any) -> Any:
         with path.open("ab") as file:
-            file.write(b"more\n")
-        return info
+            file.write(b"more")
+        return pieces(*args)
 
-    monkeypatch.setattr("tower.api.files.os.fstat", fstat_then_grow)
-    try:
-        answer = get(api, f"/tasks/{traced}/log")
-    finally:
-        path.write_bytes(before)
-    assert answer.content == before
+    monkeypatch.setattr(files, "_pieces", pieces_of_more)
+    answer = get(api, f"/tasks/{traced}/log")
+    grown = path.read_bytes()
+    path.write_bytes(before)
+
+    assert (answer.content, grown) == (before, before + b"more")
 
 
 # ---- following
@@ -233,12 +238,12 @@ def test_a_stream_outlives_a_moment_without_the_database(api: Tower, traced: str
 
 def test_the_files_of_a_trace_are_listed_and_can_be_read(api: Tower, traced: str) -> None:
     """Every file, with its size and time; what is listed can be had."""
-    files = api.client.get(f"/tasks/{traced}/files").json()["files"]
+    listed = api.client.get(f"/tasks/{traced}/files").json()["files"]
 
-    paths = [file["path"] for file in files]
-    own = ["artifacts/out/data.bin", "artifacts/out/page.html", 'artifacts/out/ü ;".txt']
+    paths = [file["path"] for file in listed]
+    own = ["artifacts/out/data.bin", "artifacts/out/page.html", ODD]
     assert sorted(paths) == sorted(["events.jsonl", "input.json", "log.txt", "output.json", *own])
-    for file in files:
+    for file in listed:
         answer = api.client.get(f"/tasks/{traced}/files/{file['path']}")
         assert (answer.status_code, len(answer.content)) == (200, file["size"])
         assert answer.content == (api.settings.trace_dir / traced / file["path"]).read_bytes()
@@ -252,7 +257,7 @@ def test_the_files_of_a_trace_are_listed_and_can_be_read(api: Tower, traced: str
         ("events.jsonl", "text/plain; charset=utf-8", "inline; filename*=utf-8''events.jsonl"),
         ("artifacts/out/page.html", "application/octet-stream", "attachment; filename*=utf-8''page.html"),
         ("artifacts/out/data.bin", "application/octet-stream", "attachment; filename*=utf-8''data.bin"),
-        ('artifacts/out/ü ;".txt', "text/plain; charset=utf-8", "inline; filename*=utf-8''%C3%BC%20%3B%22.txt"),
+        (ODD, "text/plain; charset=utf-8", "inline; filename*=utf-8''%C3%BC%20%3B%22.txt"),
     ],
 )
 def test_nothing_a_task_wrote_runs_in_a_browser(api: Tower, traced: str, path: str, media_type: str, disposition: str) -> None:
@@ -369,9 +374,7 @@ def test_no_path_leads_out_of_the_folder(api: Tower, port: int, trapped: str, pa
     # A client resolves `..` itself; the bytes must reach the server.
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client:
         request = client.build_request("GET", "/")
-        request.extensions["target"] = (
-            f"/tasks/{trapped}/files/{path}".encode().replace(b" ", b"%20").replace(b"\xc3\xbc", b"%C3%BC")
-        )
+        request.extensions["target"] = f"/tasks/{trapped}/files/{path}".encode().replace(b" ", b"%20").replace(b"\xc3\xbc", b"%C3%BC")
         answer = client.send(request)
 
     assert answer.status_code in (404, 405), answer.text

@@ -27,6 +27,7 @@ CREATE TABLE task (
     failures INTEGER NOT NULL,
     losses INTEGER NOT NULL,
     max_attempts INTEGER NOT NULL,
+    max_losses INTEGER NOT NULL,
     timeout_s DOUBLE PRECISION NOT NULL,
     worker_id TEXT,
     claim_token TEXT,
