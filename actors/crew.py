@@ -20,6 +20,7 @@ from tower.sweep import Sweep
 
 #: Threads beside the slots, so that long tasks never hold up decisions and traces.
 CONTROL_THREADS = 2
+TRACE_QUEUE = "trace"
 
 #: Database connections beside one for each slot: control threads, pulse, sweep.
 _SPARE_CONNECTIONS = CONTROL_THREADS + 4
@@ -46,7 +47,7 @@ class Crew(Middleware):
 
     def _declare(self, broker: dramatiq.Broker) -> None:
         _actor(broker, self._dispatcher.orchestrate, ORCHESTRATE, "orchestrator", _DECIDE)
-        _actor(broker, self._tracer.trace, TRACE, "trace", _TRACE)
+        _actor(broker, self._tracer.trace, TRACE, TRACE_QUEUE, _TRACE)
         for kind in self._registry:
             _actor(broker, self._handle, handler_actor(kind.name), kind.queue, _HANDLE)
 
@@ -65,8 +66,9 @@ class Crew(Middleware):
             )
         worker.worker_threads += CONTROL_THREADS
         queues = [queue for queue in self._registry.queues if not worker.consumer_whitelist or queue in worker.consumer_whitelist]
+        traces = not worker.consumer_whitelist or TRACE_QUEUE in worker.consumer_whitelist
         self._prepare_database()
-        self._start(slots, queues)
+        self._start(slots, queues, self._tracer.trace if traces else None)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Hand back what runs before dramatiq waits for its threads; the embedded server ends at once, as Ctrl-C should."""
@@ -82,12 +84,12 @@ class Crew(Middleware):
 
     # ---- the worker
 
-    def _start(self, slots: int, queues: list[str]) -> None:
+    def _start(self, slots: int, queues: list[str], write_trace: Callable[[str], None] | None) -> None:
         self._worker = WorkerProcess(self._settings, self._nudger, slots=slots, queues=queues)
-        self._runner = Runner(self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass)
+        self._runner = Runner(self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace)
         self._worker.start(self._runner.look)
         if not self._settings.embedded:  # the server has a sweep already
-            self._sweep = Sweep(self._settings, self._nudger)
+            self._sweep = Sweep(self._settings, self._nudger, write_trace)
             self._sweep.start()
 
     def _stop(self, grace_s: float) -> None:

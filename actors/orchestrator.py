@@ -52,10 +52,17 @@ class Dispatcher:
 
     def run_pass(self) -> int:
         """Mark as dispatched what may start now, nudge the handler actors, and return how many there were."""
+        if not db.read(self._is_needed):
+            return 0
         chosen = db.unit(self._decide)
         for nudge in chosen:
             self._nudger.send(handler_actor(nudge.type), nudge.id)
         return len(chosen)
+
+    def _is_needed(self) -> bool:
+        """Look before writing: most nudges under a backlog find no room."""
+        room = measure_room(queries.live_workers(self._settings.lease_s), queries.in_flight()).open_queues()
+        return bool(room) and bool(Task.select(Task.id).where(*_may_start(room)).exists())
 
     def _decide(self) -> list[Nudge]:
         db.lock_for_dispatch()
@@ -98,10 +105,12 @@ def choose(candidates: Iterable[Mapping[str, Any]], room: Room, held: set[str]) 
     return chosen, Room(total, queues)
 
 
+def _may_start(queues: list[str]) -> tuple[Any, ...]:
+    return Task.status == QUEUED, Task.ready_at <= db.now(), Task.queue << queues
+
+
 def _candidates(room: Room, held: set[str]) -> list[dict[str, Any]]:
-    query = Task.select(Task.id, Task.queue, Task.concurrency_key).where(
-        Task.status == QUEUED, Task.ready_at <= db.now(), Task.queue << room.open_queues()
-    )
+    query = Task.select(Task.id, Task.queue, Task.concurrency_key).where(*_may_start(room.open_queues()))
     if held:
         query = query.where(Task.concurrency_key.is_null() | Task.concurrency_key.not_in(list(held)))
     return list(query.order_by(Task.rank, Task.id).limit(room.total).dicts())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, TIMEOUT, Attempt
 from actors.worker import WorkerProcess
-from tower import db, jsontext, leases, lifecycle, log
+from tower import db, jsontext, leases, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
 from tower.handler import Fail, Registry, Retry, Stopped
@@ -27,13 +27,20 @@ class Runner:
     """Runs tasks in the slots of one worker process."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, nudger: Nudger, worker: WorkerProcess, run_pass: Callable[[], object]
+        self,
+        settings: Settings,
+        registry: Registry,
+        nudger: Nudger,
+        worker: WorkerProcess,
+        run_pass: Callable[[], object],
+        write_trace: Callable[[str], None] | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._nudger = nudger
         self._worker = worker
         self._run_pass = run_pass
+        self._write_trace = write_trace
 
     def handle(self, task_id: str) -> None:
         """Run the task if it may be run and a slot is free, then whatever else was dispatched; else drop the nudge."""
@@ -68,6 +75,8 @@ class Runner:
 
     def _claim(self, task_id: str | None) -> tuple[Claim | None, float]:
         token, sent = new_id(), time.monotonic()
+        if not db.read(partial(queries.is_dispatched, task_id, self._worker.queues)):
+            return None, sent  # a nudge that somebody answered already must not make writers wait
         me, queues = self._worker.id, self._worker.queues
         claim = db.unit(lambda: lifecycle.claim(me, token, task_id=task_id, queues=queues), recognise=lambda: lifecycle.claimed(token))
         return claim, sent
@@ -131,7 +140,8 @@ class Runner:
         self._tell(claim.id)
 
     def _tell(self, task_id: str) -> None:
-        self._nudger.send(TRACE, task_id)
+        if not self._nudger.send(TRACE, task_id) and self._write_trace:
+            self._write_trace(task_id)
         if _somebody_waits() and not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
             self._run_pass()
 

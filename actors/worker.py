@@ -124,7 +124,7 @@ class WorkerProcess:
                     next_flush = now + _FLUSH_S
                     self._flush()
                 if now >= next_row:
-                    next_row = now + _ROW_S
+                    next_row = now + min(_ROW_S, self._settings.lease_s / 4)
                     self._write_row()
                 if now >= next_look and now - self._last_nudge > _LOOK_S and not self._stopping.is_set():
                     next_look = now + _LOOK_S

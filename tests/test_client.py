@@ -29,10 +29,12 @@ def serving(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def _stream(request: BaseHTTPRequestHandler, *events: str, cut: bool = False) -> None:
@@ -47,6 +49,7 @@ def _stream(request: BaseHTTPRequestHandler, *events: str, cut: bool = False) ->
 def _problem(request: BaseHTTPRequestHandler, status: int, body: bytes) -> None:
     request.send_response(status)
     request.send_header("content-length", str(len(body)))
+    request.send_header("connection", "close")
     request.end_headers()
     request.wfile.write(body)
 

@@ -45,7 +45,7 @@ def open_broker(settings: Settings) -> dramatiq.Broker:
             health_check_interval=15,
             retry=Retry(NoBackoff(), 0),
         )
-        broker = _WakingRedisBroker(client=client, namespace="tower", middleware=[], dead_message_ttl=3_600_000)  # type: ignore[no-untyped-call]
+        broker = _WakingRedisBroker(client=client, namespace="tower", middleware=[], dead_message_ttl=3_600_000)
     dramatiq.set_broker(broker)
     return broker
 
@@ -71,13 +71,34 @@ class _Bounded(dict[str, Any]):
         return self[queue]
 
 
+class _Outage:
+    """Says once that the broker is down, and once that it is back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_on = False
+
+    def begin(self, error: Exception) -> None:
+        """Note that the broker did not answer."""
+        with self._lock:
+            if not self._is_on:
+                self._is_on = True
+                _log.warning("the broker takes no messages, tasks are found by the sweep until it does: %s", error)
+
+    def end(self) -> None:
+        """Note that the broker answered."""
+        if self._is_on:
+            with self._lock:
+                if self._is_on:
+                    self._is_on = False
+                    _log.info("the broker takes messages again")
+
+
 class _WakingConsumer(_RedisConsumer):
     """Waits for a message inside Redis instead of sleeping ever longer between two looks, and waits for Redis itself.
 
     BLMOVE from a list's head to its own head blocks until there is a message and changes nothing.
     """
-
-    _is_deaf = False
 
     def __next__(self) -> Any:
         if not self.message_cache and self.outstanding_message_count < self.prefetch:
@@ -88,23 +109,13 @@ class _WakingConsumer(_RedisConsumer):
                     self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 # dramatiq would shout every three seconds and start anew; the client connects again by itself.
-                self._note_deaf(error)
+                self.broker.outage.begin(error)
                 time.sleep(_PAUSE_S)
                 return None
-            self._note_heard()
+            self.broker.outage.end()
             if not self.message_cache:
                 return None
         return super().__next__()  # type: ignore[no-untyped-call]
-
-    def _note_deaf(self, error: Exception) -> None:
-        if not self._is_deaf:
-            self._is_deaf = True
-            _log.warning("the broker brings no messages on queue %s, tasks are found in the database: %s", self.queue_name, error)
-
-    def _note_heard(self) -> None:
-        if self._is_deaf:
-            self._is_deaf = False
-            _log.info("the broker brings messages again on queue %s", self.queue_name)
 
     # A nudge that stays unacknowledged comes again one day, which is harmless; to insist would hold up the worker's threads.
 
@@ -129,6 +140,10 @@ class _WakingRedisBroker(RedisBroker):
 
     consumer_class = _WakingConsumer
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self.outage = _Outage()
+
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue, and no second one for delayed messages: nothing here is ever delayed."""
         if queue_name not in self.queues:
@@ -142,9 +157,8 @@ class Nudger:
 
     def __init__(self, broker: dramatiq.Broker) -> None:
         self._broker = broker
-        self._lock = threading.Lock()
         self._down_until = 0.0
-        self._is_down = False
+        self._outage: _Outage = getattr(broker, "outage", None) or _Outage()
 
     def send(self, actor_name: str, task_id: str) -> bool:
         """Send a task's id to an actor; call it after the commit. Returns False, and raises nothing, if it could not."""
@@ -153,10 +167,10 @@ class Nudger:
         try:
             self._broker.get_actor(actor_name).send(task_id)
         except Exception as error:  # whatever is wrong with the broker, the row is the truth
-            self._note_down(error)
+            self._down_until = time.monotonic() + _PAUSE_S
+            self._outage.begin(error)
             return False
-        if self._is_down:
-            self._note_up()
+        self._outage.end()
         return True
 
     def ping(self) -> str | None:
@@ -169,16 +183,3 @@ class Nudger:
         except redis.RedisError as error:
             return str(error) or type(error).__name__
         return None
-
-    def _note_down(self, error: Exception) -> None:
-        with self._lock:
-            self._down_until = time.monotonic() + _PAUSE_S
-            if not self._is_down:
-                self._is_down = True
-                _log.warning("the broker takes no messages, tasks are found by the sweep until it does: %s", error)
-
-    def _note_up(self) -> None:
-        with self._lock:
-            if self._is_down:
-                self._is_down = False
-                _log.info("the broker takes messages again")

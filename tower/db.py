@@ -3,8 +3,10 @@
 import itertools
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -26,6 +28,7 @@ TRANSIENT = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExcee
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
+_writer = threading.RLock()
 _log = logging.getLogger(__name__)
 
 
@@ -89,11 +92,16 @@ def unit(work: Callable[[], T], *, patience_s: float = 10.0, recognise: Callable
     runs = itertools.count()
 
     def once_more() -> T:
-        with database.atomic():
+        with _turn_to_write(), database.atomic():
             done = recognise() if next(runs) and recognise else None
             return work() if done is None else done
 
     return _patiently(once_more, patience_s)
+
+
+def _turn_to_write() -> AbstractContextManager[object]:
+    """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody."""
+    return nullcontext() if is_postgres() else _writer
 
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0) -> T:

@@ -27,7 +27,7 @@ from tower.models import (
     TaskEvent,
     TaskLabel,
 )
-from tower.reminders import NUDGE_S, TRACE_S, Nudge
+from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S, Nudge
 
 #: What may follow each status. Nothing follows a final one.
 ARROWS: dict[str, tuple[str, ...]] = {
@@ -112,7 +112,7 @@ def _row(task: NewTask, at: float) -> dict[str, Any]:
         "seq": 1,
         "ready_at": task.not_before or 0,
         "nudge_at": max(at, task.not_before or 0) + NUDGE_S,
-        "trace_due_at": at + TRACE_S,
+        "trace_due_at": at + WAITING_TRACE_S,
         "created_at": at,
         "queued_at": at,
         "updated_at": at,
@@ -363,8 +363,16 @@ def _move(
     illegal = [source for source in sources if target not in ARROWS[source]]
     if illegal:
         raise ValueError(f"No arrow leads from {illegal[0]} to {target}.")
+    patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
     rows = list(
-        Task.update(status=target, seq=Task.seq + 1, updated_at=db.now(), trace_tries=0, trace_due_at=db.now() + TRACE_S, **changes)
+        Task.update(
+            status=target,
+            seq=Task.seq + 1,
+            updated_at=db.now(),
+            trace_tries=0,
+            trace_due_at=db.now() + patience_s,
+            **changes,
+        )
         .where(where, Task.status << sources)
         .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at, *(getattr(Task, name) for name in returning))
         .dicts()

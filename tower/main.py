@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+import socket
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -77,6 +78,7 @@ def main(*, host: str | None = None, port: int | None = None) -> int:
         settings = load(host=host, port=port)
         settings.refuse_unsafe()
         log.configure(settings)
+        listener = _listen(settings)
         app = build(settings)
     except SettingsError as error:
         print(f"tower: {error}", file=sys.stderr)
@@ -86,27 +88,22 @@ def main(*, host: str | None = None, port: int | None = None) -> int:
     # uvicorn hands a signal on after its shutdown; by then there is nothing left to do.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=_GRACE_S,
-        server_header=False,
-    )
-    server = _Server(config)
-    server.run()
+    options = {"log_config": None, "access_log": False, "server_header": False, "timeout_graceful_shutdown": _GRACE_S}
+    server = uvicorn.Server(uvicorn.Config(app, **options))  # type: ignore[arg-type]
+    address, number = listener.getsockname()[:2]
+    _log.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, number)
+    server.run(sockets=[listener])
     return 0 if server.started else 1
 
 
-class _Server(uvicorn.Server):
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
-        for server in self.servers if self.started else []:
-            for sock in server.sockets:
-                host, port = sock.getsockname()[:2]
-                _log.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+def _listen(settings: Settings) -> socket.socket:
+    """Take the port before anything else is touched; raise SettingsError if somebody else has it."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise SettingsError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {why}. Take another PORT.") from None
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def log_line(line: str) -> str:
     """Return a line of a log with its colours kept inside the line, and nothing else that acts on a terminal but tabs."""
     parts = _COLOUR.split(line)
     safe = "".join(part if place % 2 else "\t".join(map(plain, part.split("\t"))) for place, part in enumerate(parts))
-    return safe if len(parts) > 1 else safe
+    return safe + _RESET if len(parts) > 1 else safe
 
 
 def document(value: Any) -> str:

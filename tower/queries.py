@@ -88,6 +88,12 @@ def _explain_waits(rows: list[dict[str, Any]]) -> None:
             row["wait_reason"] = "no_free_slot"
 
 
+def is_dispatched(task_id: str | None, queues: Sequence[str]) -> bool:
+    """Whether the task, or any on these queues if none is named, waits for a worker to claim it."""
+    chosen = Task.queue << list(queues) if task_id is None else Task.id == task_id
+    return bool(Task.select(Task.id).where(Task.status == DISPATCHED, chosen).exists())
+
+
 def held_keys() -> set[str]:
     """Return the concurrency keys of tasks in flight."""
     query = Task.select(Task.concurrency_key).where(Task.status << IN_FLIGHT, Task.concurrency_key.is_null(False))

@@ -12,6 +12,8 @@ from tower.models import DISPATCHED, QUEUED, Task
 NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
 #: A trace that nobody wrote is asked for again, likewise.
 TRACE_S, TRACE_CEILING_S = 2.0, 300.0
+#: A task that waits is traced after this many seconds; most have started by then.
+WAITING_TRACE_S = 10.0
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class TaskSpec(BaseModel):
         None,
         ge=1,
         le=100,
-        description="Attempts that may fail before the task has; the type's default if absent. 1: at most once, even if its worker is lost.",
+        description="Attempts that may fail before the task has; the type's default if absent. 1: at most once, whatever happens.",
         examples=[3],
     )
     idempotency_key: Key | None = Field(

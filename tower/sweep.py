@@ -18,6 +18,8 @@ from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
 from tower.settings import Settings
 
 _LIMIT = 200
+#: Traces taken per pass while the broker takes no messages, by a process that writes them itself, and by one that cannot.
+_WRITTEN, _UNWRITTEN = 20, 1
 #: A worker row that has not been renewed for this many leases is forgotten.
 _FORGET_LEASES = 4
 
@@ -27,9 +29,11 @@ _log = logging.getLogger(__name__)
 class Sweep:
     """Runs passes until stopped; any number of sweeps is safe, since every statement compares before it sets."""
 
-    def __init__(self, settings: Settings, nudger: Nudger) -> None:
+    def __init__(self, settings: Settings, nudger: Nudger, write_trace: Callable[[str], None] | None = None) -> None:
         self._settings = settings
         self._nudger = nudger
+        self._write_trace = write_trace
+        self._trace_limit = _LIMIT
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         #: (task, attempt, beat) -> since when, on our own clock, we have seen it so.
@@ -125,9 +129,14 @@ class Sweep:
             self._nudger.send(handler_actor(nudge.type), nudge.id)
 
     def _ask_for_traces(self) -> None:
-        if self._any(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()):
-            for task_id in db.unit(lambda: reminders.due_to_trace(_LIMIT)):
-                self._nudger.send(TRACE, task_id)
+        """Ask the trace actor for what lags behind; write it here if the broker takes no messages and this process may."""
+        if not self._any(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()):
+            return
+        for task_id in db.unit(lambda: reminders.due_to_trace(self._trace_limit)):
+            sent = self._nudger.send(TRACE, task_id)
+            if not sent and self._write_trace:
+                self._write_trace(task_id)
+            self._trace_limit = _LIMIT if sent else _WRITTEN if self._write_trace else _UNWRITTEN
 
     def _any(self, *conditions: Any) -> bool:
         """Look before writing, so that an idle tower writes nothing."""

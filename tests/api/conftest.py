@@ -13,10 +13,12 @@ from fastapi.testclient import TestClient
 
 from tests.conftest import BASE, QUICK, Tower
 from tests.servers import wait_for
+from tower import db
 from tower.api import create_app
 from tower.broker import Nudger
 from tower.handler import Registry
 from tower.main import build
+from tower.models import TABLES, Worker
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
 
@@ -56,6 +58,17 @@ def bare_app(settings: Settings, registry: Registry | None = None, broker: drama
     """An app beside which nothing runs; it opens no database."""
     registry, broker = registry or Registry(), broker or dramatiq.get_broker()
     return create_app(settings, EnhancedOrchestrator(settings, registry, Nudger(broker)), registry, broker)
+
+
+def forget_all_tasks() -> None:
+    """Delete every task, so that a crowd of them does not keep the tower from those of the next test."""
+
+    def work() -> None:
+        for table in TABLES:
+            if table is not Worker:
+                table.delete().execute()
+
+    db.unit(work)
 
 
 def talk(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.api.conftest import count, is_problem
+from tests.api.conftest import count, forget_all_tasks, is_problem
 from tests.conftest import Tower
 from tower.models import new_id
 
@@ -118,6 +118,7 @@ def test_a_batch_of_a_thousand_is_taken_whole_and_in_order(api: Tower) -> None:
     assert [api.task(ids[place])["title"] for place in (0, 499, 500, 999)] == ["task 0", "task 499", "task 500", "task 999"]
     found = api.client.get("/tasks", params={"label": ["label-0:x", "label-11:x"], "limit": 1}).json()["tasks"]
     assert found[0]["id"] == max(ids)
+    forget_all_tasks()
 
 
 @pytest.mark.parametrize("size", [0, 1001])

@@ -121,7 +121,7 @@ def _dress(headers: MutableHeaders) -> None:
 
 
 def _sorry(error: Exception) -> Response:
-    if isinstance(error, redis.RedisError):
+    if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
         return problem(503, "broker_unavailable", f"Redis does not answer: {error}", headers={"retry-after": "2"})
     # Its own errors all come from queries and forms that it did not make.
     _log.debug("the dashboard could not answer", exc_info=error)

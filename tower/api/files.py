@@ -28,6 +28,8 @@ _SHOWN = {
     ".jpg": "image/jpeg",
     ".gif": "image/gif",
 }
+#: What a file may come as, for the OpenAPI document.
+MEDIA_TYPES = ("application/octet-stream", *sorted({kind.partition(";")[0] for kind in _SHOWN.values()}))
 _SANDBOX = "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inline'"
 
 

@@ -17,8 +17,9 @@ from tower.spec import MAX_BATCH, Key, Line, TaskSpec, Time
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=StrictRoute)
 
 _UUID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
+_ID = "0192f0c1-2345-7abc-8def-0123456789ab"
 
-TaskId = Annotated[str, Path(pattern=_UUID, description="The task's id.", examples=["0192f0c1-2345-7abc-8def-0123456789ab"])]
+TaskId = Annotated[str, Path(pattern=_UUID, description="The task's id.", examples=[_ID])]
 
 
 def _plain(text: str) -> str:
@@ -112,12 +113,12 @@ def list_tasks(
         list[Text] | None, Query(max_length=32, description="Only with all these labels, as `name:value`.", examples=[["team:platform"]])
     ] = None,
     text: Annotated[Text | None, Query(description="Only with this in the title, type or id.", examples=["release"])] = None,
-    correlation_id: Annotated[str | None, Query(pattern=_UUID, description="Only of this tree.")] = None,
+    correlation_id: Annotated[str | None, Query(pattern=_UUID, description="Only of this tree.", examples=[_ID])] = None,
     created_after: Annotated[
         Time | None, Query(description="Only created at this time or later.", examples=["2031-05-01T08:00:00Z"])
     ] = None,
-    created_before: Annotated[Time | None, Query(description="Only created before this time.")] = None,
-    cursor: Annotated[str | None, Query(pattern=_UUID, description="`next_cursor` of the page before.")] = None,
+    created_before: Annotated[Time | None, Query(description="Only created before this time.", examples=["2031-05-02T08:00:00Z"])] = None,
+    cursor: Annotated[str | None, Query(pattern=_UUID, description="`next_cursor` of the page before.", examples=[_ID])] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Tasks per page.")] = 50,
 ) -> dict[str, Any]:
     """List tasks that fit every filter given, one page at a time."""

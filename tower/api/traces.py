@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from tower import db, queries, trace
 from tower.api.answers import Files
 from tower.api.errors import problems
-from tower.api.files import send_bytes, send_file
+from tower.api.files import MEDIA_TYPES, send_bytes, send_file
 from tower.api.tasks import TaskId
 from tower.errors import NotFound, Unavailable
 from tower.models import FINAL
@@ -33,24 +33,32 @@ Range = Annotated[
 ]
 
 _LOG_EXAMPLE = "2031-05-01T08:00:00.000Z [0] ── queued\n2031-05-01T08:00:00.012Z [1] echo\n"
-_PARTIAL: dict[int | str, dict[str, Any]] = {206: {"description": "The bytes that the Range header asked for."}}
+_TEXT = {"text/plain": {"schema": {"type": "string"}, "example": _LOG_EXAMPLE}}
+_STREAM = {
+    "text/event-stream": {
+        "schema": {
+            "type": "object",
+            "description": "One server-sent event: some lines of the log, or its end.",
+            "properties": {"event": {"enum": ["log", "end"]}, "data": {"type": "string"}, "id": {"type": "string"}},
+            "required": ["event", "data"],
+            "example": {"event": "log", "data": "2031-05-01T08:00:00.012Z [1] echo", "id": "3"},
+        }
+    }
+}
+#: Bytes, whatever the type; a JSON file has no schema, because a part of one is no JSON.
+_BINARY = {
+    kind: {"example": "…"} | ({} if kind == "application/json" else {"schema": {"type": "string", "format": "binary"}})
+    for kind in MEDIA_TYPES
+}
+_PART = "The bytes that the Range header asked for."
 
 
 @router.get(
     "/{task_id}/log",
     response_class=Response,
     responses={
-        200: {
-            "description": "The log, or a stream of it.",
-            "content": {
-                "text/plain": {"schema": {"type": "string"}, "example": _LOG_EXAMPLE},
-                "text/event-stream": {
-                    "schema": {"type": "string"},
-                    "example": 'event: log\ndata: …\nid: 3\n\nevent: end\ndata: {"status":"succeeded"}\n\n',
-                },
-            },
-        },
-        206: {**_PARTIAL[206], "content": {"text/plain": {"schema": {"type": "string"}}}},
+        200: {"description": "The log, or a stream of it.", "content": _TEXT | _STREAM},
+        206: {"description": _PART, "content": _TEXT},
         **problems(404, 416, 422, 503),
     },
     summary="Read or follow a task's log",
@@ -59,7 +67,9 @@ async def log(
     request: Request,
     task_id: TaskId,
     follow: Annotated[bool, Query(description="Stream as server-sent events until the task's end.")] = False,
-    last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="Go on after this event of an earlier stream.")] = None,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=2**31 - 1, description="Go on after this event of an earlier stream.", examples=[3])
+    ] = None,
     range_: Range = None,
 ) -> Response:
     """Return log.txt, whole or by byte range; or stream it live, each `log` event some lines, `end` the last."""
@@ -125,11 +135,8 @@ def files(request: Request, task_id: TaskId) -> dict[str, Any]:
     "/{task_id}/files/{path:path}",
     response_class=Response,
     responses={
-        200: {
-            "description": "The file.",
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}, "example": "…"}},
-        },
-        **_PARTIAL,
+        200: {"description": "The file.", "content": _BINARY},
+        206: {"description": _PART, "content": _BINARY},
         **problems(404, 416, 422, 503),
     },
     summary="Read a file of a task's trace",

@@ -1,0 +1,138 @@
+"""JSON as the tower accepts it."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tower import jsontext
+from tower.jsontext import BadJson
+
+#: The same examples in every run, however slow the machine is.
+CALM = settings(deadline=None, derandomize=True, database=None)
+
+TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"))
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner))
+
+#: Pieces that random bytes rarely form by themselves.
+PIECES = st.sampled_from(
+    [*rb'" { } [ ] : , \u \ud800 \udc00 \u0000 - 1e999 NaN Infinity null 0 12345678901234567890123'.split(b" "), b"\xff", b"\xed\xa0\x80"]
+)
+
+
+@given(VALUES, st.booleans())
+@CALM
+def test_what_any_writer_makes_of_a_value_is_read_back_equal(value: Any, ascii_only: bool) -> None:
+    """Both ways to write text give the same value, and so does our own."""
+    assert repr(jsontext.loads(json.dumps(value, ensure_ascii=ascii_only).encode())) == repr(value)
+    assert repr(jsontext.loads(jsontext.dumps(value).encode())) == repr(value)
+
+
+@given(VALUES)
+@CALM
+def test_equal_values_have_equal_canonical_text(value: Any) -> None:
+    """The order of keys does not matter."""
+    turned = json.loads(json.dumps(value), object_pairs_hook=lambda pairs: dict(reversed(pairs)))
+
+    assert jsontext.canonical(turned) == jsontext.canonical(value)
+
+
+@given(st.binary() | st.lists(PIECES | st.binary(max_size=3)).map(b"".join))
+@settings(CALM, max_examples=300)
+def test_no_bytes_raise_anything_but_bad_json(data: bytes) -> None:
+    """And what is read can be written, stored and sent."""
+    try:
+        value = jsontext.loads(data)
+    except BadJson as error:
+        assert str(error)
+        str(error).encode()
+        return
+    assert "\x00" not in jsontext.dumps(value)
+    jsontext.canonical(value).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "not JSON: Expecting value at line 1, column 1"),
+        (b"{", "at line 1, column 2"),
+        (b'{"a":1,}', "not JSON"),
+        (b"{'a':1}", "not JSON"),
+        (b"[1] 2", "Extra data"),
+        (b'"\x01"', "Invalid control character"),
+        (b'{"a":1,"a":1}', "The key 'a' stands twice"),
+        (b'[{"b":{"a":1,"a":2}}]', "The key 'a' stands twice"),
+        (b'{"\\u0061":1,"a":2}', "The key 'a' stands twice"),
+        (b"NaN", "NaN is not JSON"),
+        (b"[Infinity]", "Infinity is not JSON"),
+        (b"[-Infinity]", "-Infinity is not JSON"),
+        (b"1e999", "too large for a double"),
+        (b"-1e999", "too large for a double"),
+        (b"9223372036854775808", "does not fit 64 bits"),
+        (b"-9223372036854775809", "does not fit 64 bits"),
+        (b"1" * 5000, "does not fit 64 bits"),
+        (b'"\\u0000"', "holds a NUL"),
+        (b'{"a\\u0000":1}', "holds a NUL"),
+        (b'"\\ud800"', "half a surrogate pair"),
+        (b'"\\udc00\\ud800"', "half a surrogate pair"),
+        (b'{"\\udfff":1}', "half a surrogate pair"),
+        (b'{"\\ud800":1,"\\ud800":1}', "stands twice"),
+        (b"\xff", "not UTF-8 (byte 0)"),
+        (b'"\xc3"', "not UTF-8 (byte 1)"),
+        (b'"\xed\xa0\x80"', "not UTF-8"),
+        (b'"\xc0\x80"', "not UTF-8"),
+        ('{"a":1}'.encode("utf-16"), "not UTF-8"),
+        ('{"a":1}'.encode("utf-16-le"), "not JSON"),
+        ('{"a":1}'.encode("utf-32"), "not UTF-8"),
+        (b'\xef\xbb\xbf{"a":1}', "byte order mark"),
+        (b"[" * 102 + b"]" * 102, "deeper than 100"),
+        (b'{"a":' * 102 + b"1" + b"}" * 102, "deeper than 100"),
+        (b"[" * 2000 + b"]" * 2000, "deeper than 100"),
+        (b"[" * 100_000, "not JSON|deeper than 100"),
+        (b"[" * 100_000 + b"]" * 100_000, "deeper than 100"),
+        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "deeper than 100"),
+    ],
+)
+def test_what_another_reader_could_take_differently_is_refused(data: bytes, said: str) -> None:
+    """The message says why."""
+    with pytest.raises(BadJson) as raised:
+        jsontext.loads(data)
+
+    assert any(part in str(raised.value) for part in said.split("|")), str(raised.value)
+    assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("data", "value"),
+    [
+        (b" [1, -0, 1.0, 1e2, 2.5E-3]\r\n\t", [1, 0, 1.0, 100.0, 0.0025]),
+        (b'"\\ud83d\\ude00"', "😀"),
+        (b'"\xf0\x9f\x98\x80"', "😀"),
+        (b'{"__proto__":{"x":1},"constructor":2,"":3}', {"__proto__": {"x": 1}, "constructor": 2, "": 3}),
+        (b"[9223372036854775807,-9223372036854775808]", [2**63 - 1, -(2**63)]),
+        (b"1e-999", 0.0),
+        (b"[" * 100 + b"]" * 100, None),
+    ],
+)
+def test_all_other_json_is_read(data: bytes, value: Any) -> None:
+    """Odd is not wrong."""
+    assert jsontext.loads(data) == (value if value is not None else json.loads(data))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\x00", {"a": "\ud800"}, {1, 2}, object(), [b""], {(1, 2): 3}])
+def test_what_json_cannot_hold_is_not_written(value: Any) -> None:
+    """A handler's result is checked by the same rules."""
+    with pytest.raises(BadJson):
+        jsontext.dumps(value)
+
+
+def test_a_value_that_holds_itself_is_not_written() -> None:
+    """It is deeper than any limit."""
+    value: list[Any] = []
+    value.append(value)
+
+    with pytest.raises(BadJson, match="deeper than 100"):
+        jsontext.dumps(value)
