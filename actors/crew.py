@@ -18,8 +18,8 @@ from tower.handler import Registry
 from tower.settings import Settings
 from tower.sweep import Sweep
 
-#: Threads beside the slots, so that long tasks never hold up decisions and traces.
-CONTROL_THREADS = 2
+#: Threads beside the slots, so that tasks never hold up decisions and traces: as many as keep traces at the pace of short tasks.
+CONTROL_THREADS = 4
 TRACE_QUEUE = "trace"
 
 #: Database connections beside one for each slot: control threads, pulse, sweep.

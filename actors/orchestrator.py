@@ -35,20 +35,17 @@ class Dispatcher:
         self._settings = settings
         self._nudger = nudger
         self._turn = threading.Lock()
-        self._counting = threading.Lock()
-        self._tickets = 0
-        self._covered = 0
+        self._asked = threading.Event()
 
     def orchestrate(self, task_id: str) -> None:
-        """Start everything that may start, unless a pass that began after this nudge came has done so."""
-        with self._counting:
-            self._tickets += 1
-            ticket = self._tickets
-        with self._turn:
-            if ticket <= self._covered:
-                return
-            self._covered = self._tickets
-            self.run_pass()
+        """Start everything that may start, now or, if a pass is under way, by the one that follows it; nobody waits for a pass."""
+        self._asked.set()
+        while self._asked.is_set() and self._turn.acquire(blocking=False):
+            try:
+                self._asked.clear()
+                self.run_pass()
+            finally:
+                self._turn.release()
 
     def run_pass(self) -> int:
         """Mark as dispatched what may start now, nudge the handler actors, and return how many there were."""

@@ -12,6 +12,7 @@ from tower import __version__, db, leases
 from tower.broker import TRACE, Nudger
 from tower.errors import Unavailable
 from tower.host import hostname, this_process
+from tower.log import Outage
 from tower.models import DISPATCHED, QUEUED, Task, Worker, new_id
 from tower.settings import Settings
 
@@ -40,6 +41,7 @@ class WorkerProcess:
         self._stopping = threading.Event()
         self._pulse: threading.Thread | None = None
         self._last_nudge = 0.0
+        self._outage = Outage(_log, "the database answers again")
 
     # ---- life
 
@@ -126,12 +128,13 @@ class WorkerProcess:
                 if now >= next_row:
                     next_row = now + min(_ROW_S, self._settings.lease_s / 4)
                     self._write_row()
+                    self._outage.end()
                 if now >= next_look and now - self._last_nudge > _LOOK_S and not self._stopping.is_set():
                     next_look = now + _LOOK_S
                     if self._something_waits():
                         look()
             except Unavailable as error:
-                _log.warning("%s Running tasks go on while their leases last.", error.message)
+                self._outage.begin("%s Running tasks go on while their leases last.", error.message)
             except Exception:
                 _log.exception("the worker's pulse missed a beat; the next one comes")
 
@@ -148,6 +151,7 @@ class WorkerProcess:
         except Unavailable:
             self._fence(sent)
             raise
+        self._outage.end()
         for key, (attempt, _) in held.items():
             if key not in kept:
                 attempt.stop(LEASE_LOST)

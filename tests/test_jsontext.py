@@ -32,7 +32,7 @@ def test_what_any_writer_makes_of_a_value_is_read_back_equal(value: Any, ascii_o
 
 
 @given(VALUES)
-@CALM
+@settings(CALM, max_examples=30)
 def test_equal_values_have_equal_canonical_text(value: Any) -> None:
     """The order of keys does not matter."""
     turned = json.loads(json.dumps(value), object_pairs_hook=lambda pairs: dict(reversed(pairs)))

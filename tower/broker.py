@@ -1,7 +1,6 @@
 """REDIS_URL to dramatiq broker, and `send`: the one place that knows which broker it is, and that it may be gone."""
 
 import logging
-import threading
 import time
 from collections import deque
 from contextlib import suppress
@@ -16,6 +15,7 @@ from dramatiq.errors import ConnectionClosed
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tower.log import Outage
 from tower.settings import Settings
 
 #: Actors that every tower has; a handler's actor is named after its type.
@@ -23,6 +23,7 @@ ORCHESTRATE, TRACE = "tower.orchestrate", "tower.trace"
 
 _PAUSE_S = 1.0
 _SOCKET_S = 2.0
+_AWAY = "the broker takes no messages, tasks are found in the database until it does: %s"
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,10 @@ def open_broker(settings: Settings) -> dramatiq.Broker:
     return broker
 
 
+def _outage() -> Outage:
+    return Outage(_log, "the broker takes messages again")
+
+
 class _EmbeddedBroker(StubBroker):
     """dramatiq's in-process broker; it keeps no unbounded memory of messages that failed."""
 
@@ -71,29 +76,6 @@ class _Bounded(dict[str, Any]):
         return self[queue]
 
 
-class _Outage:
-    """Says once that the broker is down, and once that it is back."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._is_on = False
-
-    def begin(self, error: Exception) -> None:
-        """Note that the broker did not answer."""
-        with self._lock:
-            if not self._is_on:
-                self._is_on = True
-                _log.warning("the broker takes no messages, tasks are found by the sweep until it does: %s", error)
-
-    def end(self) -> None:
-        """Note that the broker answered."""
-        if self._is_on:
-            with self._lock:
-                if self._is_on:
-                    self._is_on = False
-                    _log.info("the broker takes messages again")
-
-
 class _WakingConsumer(_RedisConsumer):
     """Waits for a message inside Redis instead of sleeping ever longer between two looks, and waits for Redis itself.
 
@@ -109,7 +91,7 @@ class _WakingConsumer(_RedisConsumer):
                     self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
             except (redis.ConnectionError, redis.TimeoutError) as error:
                 # dramatiq would shout every three seconds and start anew; the client connects again by itself.
-                self.broker.outage.begin(error)
+                self.broker.outage.begin(_AWAY, error)
                 time.sleep(_PAUSE_S)
                 return None
             self.broker.outage.end()
@@ -142,7 +124,7 @@ class _WakingRedisBroker(RedisBroker):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
-        self.outage = _Outage()
+        self.outage = _outage()
 
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue, and no second one for delayed messages: nothing here is ever delayed."""
@@ -158,7 +140,7 @@ class Nudger:
     def __init__(self, broker: dramatiq.Broker) -> None:
         self._broker = broker
         self._down_until = 0.0
-        self._outage: _Outage = getattr(broker, "outage", None) or _Outage()
+        self._outage: Outage = getattr(broker, "outage", None) or _outage()
 
     def send(self, actor_name: str, task_id: str) -> bool:
         """Send a task's id to an actor; call it after the commit. Returns False, and raises nothing, if it could not."""
@@ -168,7 +150,7 @@ class Nudger:
             self._broker.get_actor(actor_name).send(task_id)
         except Exception as error:  # whatever is wrong with the broker, the row is the truth
             self._down_until = time.monotonic() + _PAUSE_S
-            self._outage.begin(error)
+            self._outage.begin(_AWAY, error)
             return False
         self._outage.end()
         return True

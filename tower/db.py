@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import random
 import sqlite3
 import threading
 import time
@@ -121,9 +122,11 @@ def _patiently(work: Callable[[], T], patience_s: float) -> T:
             if not isinstance(error, TRANSIENT) or _is_mistake(error):
                 raise
             if time.monotonic() + pause > deadline:
-                raise Unavailable(f"The database does not answer: {_first_line(error)}", code="database_unavailable") from error
+                raise Unavailable(
+                    f"The database does not answer: {_first_line(error).rstrip('.')}.", code="database_unavailable"
+                ) from error
             _log.debug("the database does not answer, trying again: %s", _first_line(error))
-        time.sleep(pause)
+        time.sleep(pause * random.uniform(0.5, 1.5))  # so that many threads do not come back in step
         pause = min(pause * 2, 1.0)
 
 
@@ -137,7 +140,7 @@ def _has_no_tables(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def now() -> peewee.SQL:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import threading
 from datetime import UTC, datetime
 from typing import Any
 
@@ -58,3 +59,28 @@ def configure(settings: Settings) -> None:
 def context(task: str, attempt: int, **more: Any) -> dict[str, Any]:
     """Return the `extra` of a log call about a task, so that every such line carries the same fields."""
     return {"fields": {"task": task, "attempt": attempt, **more}}
+
+
+class Outage:
+    """Says once that something others depend on is away, and once that it is back."""
+
+    def __init__(self, logger: logging.Logger, back: str) -> None:
+        self._logger = logger
+        self._back = back
+        self._lock = threading.Lock()
+        self._is_on = False
+
+    def begin(self, message: str, *values: object) -> None:
+        """Note that it is away; only the first note is told."""
+        with self._lock:
+            if not self._is_on:
+                self._is_on = True
+                self._logger.warning(message, *values)
+
+    def end(self) -> None:
+        """Note that it is there."""
+        if self._is_on:
+            with self._lock:
+                if self._is_on:
+                    self._is_on = False
+                    self._logger.info(self._back)

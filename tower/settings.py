@@ -149,8 +149,6 @@ class Settings(BaseSettings):
             found.append("REDIS_URL is set but DATABASE_URL is SQLite: server and workers must share one local disk; use Postgres.")
         if self.host not in LOOPBACK and not self.allowed_hosts:
             found.append(f"HOST={self.host} but TOWER_ALLOWED_HOSTS is empty: only requests for a loopback name are answered.")
-        if self.host not in LOOPBACK and self.allow_anonymous:
-            found.append("Anyone who reaches this address may run commands: keep the port behind a firewall or on loopback.")
         return found
 
     def refuse_unsafe(self) -> None:

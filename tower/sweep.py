@@ -14,6 +14,7 @@ from tower import db, lifecycle, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
 from tower.host import ProcessId, kill_marked, pid_space
+from tower.log import Outage
 from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
 from tower.settings import Settings
 
@@ -39,7 +40,7 @@ class Sweep:
         #: (task, attempt, beat) -> since when, on our own clock, we have seen it so.
         self._watched: dict[tuple[str, int, int], float] = {}
         self._last_watch = 0.0
-        self._blind = False
+        self._outage = Outage(_log, "the database answers again")
 
     def start(self) -> None:
         """Run a pass now and one every TOWER_SWEEP_S in a thread."""
@@ -58,9 +59,9 @@ class Sweep:
             try:
                 self.run_once()
                 pause = min(self._settings.sweep_s * random.uniform(0.8, 1.2), self._next_due())
-                self._note_sight()
+                self._outage.end()
             except Unavailable as error:
-                self._note_blind(error)
+                self._outage.begin("%s Tasks wait until it does.", error.message)
                 pause = self._settings.sweep_s
             except Exception:
                 _log.exception("a pass of the sweep failed; the next one tries again")
@@ -167,16 +168,6 @@ class Sweep:
         held = Task.select(Task.worker_id).where(Task.status == RUNNING, Task.worker_id.is_null(False))
         if gone:
             db.unit(lambda: Worker.delete().where(Worker.id << gone, Worker.id.not_in(held)).execute())
-
-    def _note_blind(self, error: Unavailable) -> None:
-        if not self._blind:
-            self._blind = True
-            _log.warning("%s Tasks wait until it does.", error.message)
-
-    def _note_sight(self) -> None:
-        if self._blind:
-            self._blind = False
-            _log.info("the database answers again")
 
 
 def _running() -> Any:

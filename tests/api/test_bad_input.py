@@ -203,16 +203,15 @@ def test_bad_headers_are_refused_and_leave_nothing(api: Tower, headers: dict[str
 
 @pytest.mark.usefixtures("unchanged")
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PUT", "PATCH", "DELETE", "CONNECT", "FOO"])
-@pytest.mark.parametrize(
-    "path", ["/health", "/tasks", ENQUEUE, BATCH, "/tasks/x/cancel", "/handlers", "/openapi.json", "/docs", "/", "/dashboard/"]
-)
-def test_odd_methods_are_refused_everywhere(api: Tower, method: str, path: str) -> None:
+def test_odd_methods_are_refused_everywhere(api: Tower, method: str) -> None:
     """And nothing is sent back that was sent, as TRACE would."""
-    answer = api.client.request(method, path, headers={"x-secret": "s3cr3t"}, follow_redirects=False)
+    for path in ("/health", "/tasks", ENQUEUE, BATCH, "/tasks/x/cancel", "/handlers", "/openapi.json", "/docs", "/", "/dashboard/"):
+        answer = api.client.request(method, path, headers={"x-secret": "s3cr3t"}, follow_redirects=False)
 
-    assert answer.status_code in (200, 307, 404, 405) if method == "HEAD" else answer.status_code in (404, 405)
-    assert "s3cr3t" not in answer.text
-    assert answer.headers["x-content-type-options"] == "nosniff"
+        allowed = (200, 307, 404, 405) if method == "HEAD" else (404, 405)
+        assert answer.status_code in allowed, path
+        assert "s3cr3t" not in answer.text
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 def get(target: bytes, *headers: bytes, body: bytes = b"") -> bytes:
