@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 from actors import child
@@ -34,7 +34,6 @@ class Attempt:
     def __init__(self, claim: Claim, settings: Settings) -> None:
         self.claim = claim
         self.id, self.attempt = claim.id, claim.attempt
-        self.folder = Path(tempfile.mkdtemp(prefix=f"tower-{claim.id}-{claim.attempt}-"))
         self._settings = settings
         self._began = time.monotonic()
         self._deadline = self._began + claim.timeout_s
@@ -50,7 +49,8 @@ class Attempt:
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if "folder" in self.__dict__:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---- when to stop
 
@@ -91,10 +91,21 @@ class Attempt:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
+    @cached_property
+    def folder(self) -> Path:
+        """The attempt's own folder, made when first asked for: most tasks need none, and making and removing one costs milliseconds."""
+        return Path(tempfile.mkdtemp(prefix=f"tower-{self.id}-{self.attempt}-"))
+
     @property
     def artifacts(self) -> Path:
         """The folder of the files to keep."""
         return self.folder / "artifacts"
+
+    def kept_files(self) -> list[Path]:
+        """Return the files that shall be kept."""
+        if "folder" not in self.__dict__:
+            return []
+        return sorted(path for path in self.artifacts.rglob("*") if path.is_file() and not path.is_symlink())
 
     def run(
         self, argv: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None, stdin: str | None = None

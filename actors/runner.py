@@ -146,7 +146,7 @@ class Runner:
             self._run_pass()
 
     def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:
-        files = _files(attempt.artifacts)
+        files = attempt.kept_files()
         size = sum(path.stat().st_size for path in files)
         if size > self._settings.artifact_limit_mb * 1_000_000:
             message = f"The files to keep have {size} bytes, TOWER_ARTIFACT_LIMIT_MB={self._settings.artifact_limit_mb} are allowed."
@@ -182,10 +182,6 @@ def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
 
 def _somebody_waits() -> bool:
     return db.read(lambda: bool(Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).exists()))
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()) if folder.is_dir() else []
 
 
 def _parts(path: Path) -> Iterator[bytes]:

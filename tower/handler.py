@@ -62,14 +62,16 @@ class TaskContext(Protocol):
     #: The task's id, and the number of this try. Together they name one side effect.
     id: str
     attempt: int
-    #: The attempt's own folder; it is removed at the end.
-    folder: Path
 
     def log(self, text: str) -> None:
         """Add lines to log.txt."""
 
     def artifact(self, name: str) -> Path:
         """Return where to write a file that shall be kept in the trace as artifacts/<name>."""
+
+    @property
+    def folder(self) -> Path:
+        """The attempt's own folder; it is removed at the end."""
 
     @property
     def cancelled(self) -> bool:

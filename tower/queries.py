@@ -127,10 +127,14 @@ def artifact_part(task_id: str, name: str, part: int) -> bytes:
 
 
 def live_workers(within_s: float = 30.0) -> list[dict[str, Any]]:
-    """Return the workers that renewed their row in the last seconds, oldest first, with how many tasks each runs."""
-    running = dict(Task.select(Task.worker_id, fn.COUNT(Task.id)).where(Task.status == RUNNING).group_by(Task.worker_id).tuples())
+    """Return the workers that renewed their row in the last seconds, oldest first."""
     rows = Worker.select().where(Worker.beat_at > db.now() - within_s).order_by(Worker.started_at).dicts()
-    return [{**row, "queues": json.loads(row["queues"]), "running": running.get(row["id"], 0)} for row in rows]
+    return [{**row, "queues": json.loads(row["queues"])} for row in rows]
+
+
+def running_counts() -> dict[str, int]:
+    """Return how many tasks each worker runs."""
+    return dict(Task.select(Task.worker_id, fn.COUNT(Task.id)).where(Task.status == RUNNING).group_by(Task.worker_id).tuples())
 
 
 def queues() -> dict[str, dict[str, int]]:

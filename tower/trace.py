@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,8 @@ def rfc3339(at: float | None) -> str | None:
     """Return seconds since the epoch as a UTC time with milliseconds, such as 2031-05-01T08:00:00.000Z."""
     if at is None:
         return None
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    # Down to the millisecond, never up: a list of what was created at this time or later begins with the task itself.
+    return datetime.fromtimestamp(math.floor(at * 1000) / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # ---- what the files say

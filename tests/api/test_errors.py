@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from tests.api.conftest import bare_app, count, is_problem
 from tests.conftest import BASE, Tower
 from tower import db, queries
+from tower.api.errors import problem
 from tower.broker import open_broker
 from tower.settings import Settings
 
@@ -143,6 +144,13 @@ def test_a_wrong_method_says_which_are_right(api: Tower, method: str, path: str,
     assert answer.status_code == 405
     assert answer.headers["allow"] == allow
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_more_members_never_hide_the_documents_own() -> None:
+    """A conflict may tell the task's status, but not in place of the HTTP status."""
+    told = json.loads(bytes(problem(409, "not_final", "Wait.", status="running", task_status="running").body))
+
+    assert (told["status"], told["task_status"]) == (409, "running")
 
 
 # ---- what nobody foresaw, and what must not be told

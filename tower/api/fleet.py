@@ -35,8 +35,12 @@ def handlers(request: Request) -> dict[str, Any]:
 @router.get("/workers", response_model=Workers, responses=problems(503), summary="The live workers")
 def workers(request: Request) -> dict[str, Any]:
     """List the workers that renewed their row within a lease, and how many tasks each runs."""
-    rows = db.read(lambda: queries.live_workers(request.app.state.settings.lease_s))
-    return {"workers": [{**row, "started_at": rfc3339(row["started_at"]), "beat_at": rfc3339(row["beat_at"])} for row in rows]}
+    rows, running = db.read(lambda: (queries.live_workers(request.app.state.settings.lease_s), queries.running_counts()))
+    return {"workers": [_worker(row, running.get(row["id"], 0)) for row in rows]}
+
+
+def _worker(row: dict[str, Any], running: int) -> dict[str, Any]:
+    return {**row, "running": running, "started_at": rfc3339(row["started_at"]), "beat_at": rfc3339(row["beat_at"])}
 
 
 @router.get("/queues", response_model=Queues, responses=problems(503), summary="The queues and what is in them")
