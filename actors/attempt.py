@@ -22,7 +22,7 @@ CANCEL, TIMEOUT, SHUTDOWN, LEASE_LOST = "cancel", "timeout", "shutdown", "lease_
 
 _LINE = 16 * 1024
 _FLUSH = 64 * 1024
-_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}(/[A-Za-z0-9_][A-Za-z0-9._ -]{0,199}){0,9}$")
+_DEEPEST = 10
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1a\x1c-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -85,8 +85,9 @@ class Attempt:
 
     def artifact(self, name: str) -> Path:
         """Return where to write a file that shall be kept in the trace as artifacts/<name>."""
-        if not _NAME.match(name):
-            raise Fail("invalid_payload", f"An artifact's name is a relative path of plain names, as in report/index.html; got {name!r}.")
+        parts = name.split("/")
+        if len(parts) > _DEEPEST or not all(_is_plain(part) for part in parts):
+            raise Fail("artifact_name", f"An artifact is named by a relative path of plain names, as in a/b.html; got {name[:80]!r}.")
         path = self.artifacts / name
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
@@ -174,6 +175,11 @@ class Attempt:
         with self._buffer_lock:
             self._lines.insert(0, text)
             self._waiting += len(text)
+
+
+def _is_plain(part: str) -> bool:
+    """Whether a name is visible, not hidden, and one that any disk takes."""
+    return part.isprintable() and not part.startswith(".") and 0 < len(part.encode("utf-8", "replace")) <= 200
 
 
 def _pieces(line: str) -> list[str]:

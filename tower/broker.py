@@ -3,6 +3,7 @@
 import logging
 import time
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from queue import Queue
 from typing import Any
@@ -23,6 +24,8 @@ ORCHESTRATE, TRACE = "tower.orchestrate", "tower.trace"
 
 _PAUSE_S = 1.0
 _SOCKET_S = 2.0
+#: How long a consumer waits whose worker has no slot free; the slot itself goes on with the next task at once.
+_FULL_S = 0.02
 _AWAY = "the broker takes no messages, tasks are found in the database until it does: %s"
 
 _log = logging.getLogger(__name__)
@@ -83,7 +86,10 @@ class _WakingConsumer(_RedisConsumer):
     """
 
     def __next__(self) -> Any:
-        if not self.message_cache and self.outstanding_message_count < self.prefetch:
+        if not self.message_cache and (self.queue_name in self.broker.quiet or self.outstanding_message_count >= self.prefetch):
+            time.sleep(_FULL_S)
+            return None
+        if not self.message_cache:
             try:
                 self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
                 if not self.message_cache:
@@ -125,6 +131,8 @@ class _WakingRedisBroker(RedisBroker):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self.outage = _outage()
+        #: Queues from which no more messages are taken, because this process ends.
+        self.quiet: set[str] = set()
 
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue, and no second one for delayed messages: nothing here is ever delayed."""
@@ -132,6 +140,14 @@ class _WakingRedisBroker(RedisBroker):
             self.emit_before("declare_queue", queue_name)
             self.queues.add(queue_name)
             self.emit_after("declare_queue", queue_name)
+
+
+def stop_taking(broker: dramatiq.Broker, queues: Iterable[str]) -> bool:
+    """Leave the messages of some queues to other processes; False if there are none, since the broker is embedded."""
+    if not isinstance(broker, _WakingRedisBroker):
+        return False
+    broker.quiet.update(queues)
+    return True
 
 
 class Nudger:

@@ -73,6 +73,7 @@ FAILURES: dict[str, str] = {
     "response_too_large": "The answer was over max_bytes; raise it or ask for less.",
     "result_too_large": "The handler's result was over the limit; leave big results as artifacts.",
     "result_not_json": "The handler returned something JSON cannot hold; return dicts, lists, strings and finite numbers.",
+    "artifact_name": "A file to keep has a name the trace cannot take; no hidden names, no `..`, 200 bytes at most.",
     "artifact_missing": "A file that should be kept was not there at the end; check the path against cwd.",
     "artifact_too_large": "The files to keep are over TOWER_ARTIFACT_LIMIT_MB; keep fewer or raise it.",
 }

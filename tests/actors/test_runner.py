@@ -88,11 +88,13 @@ def test_artifacts_are_kept_and_traced(tower: Tower, handle: Any) -> None:
     def leave(payload: Any, task: TaskContext) -> None:
         task.artifact("report/index.html").write_text("<p>good")
         task.artifact("data.bin").write_bytes(large)
+        task.artifact('Bericht "ü";.txt').write_text("gut")
 
     handle(leave)
     folder = tower.traced(tower.enqueue("echo"))
     assert (folder / "artifacts/report/index.html").read_text() == "<p>good"
     assert (folder / "artifacts/data.bin").read_bytes() == large
+    assert (folder / 'artifacts/Bericht "ü";.txt').read_text() == "gut"
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../b", ".hidden", "a//b", "", "x\x00y", "-" * 300])
@@ -103,7 +105,7 @@ def test_an_artifact_cannot_leave_its_folder(sqlite_tower: Tower, handle: Any, n
         task.artifact(name)
 
     handle(leave)
-    assert sqlite_tower.wait(sqlite_tower.enqueue("echo"))["error"]["code"] == "invalid_payload"
+    assert sqlite_tower.wait(sqlite_tower.enqueue("echo"))["error"]["code"] == "artifact_name"
 
 
 def test_the_log_of_a_running_task_grows_in_its_folder(tower: Tower, handle: Any) -> None:
