@@ -1,7 +1,6 @@
 """Fixtures: settings for both databases, rows, and whole towers in this process."""
 
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from fastapi.testclient import TestClient
 from tests.servers import Postgres, Redis, wait_for
 from tower import db
 from tower.main import build
-from tower.models import FINAL
+from tower.models import FINAL, Task, Worker
 from tower.settings import Settings
 
 BASE = "http://127.0.0.1"
@@ -54,9 +53,16 @@ def redis_server() -> Iterator[Redis]:
     server.close()
 
 
+@pytest.fixture(scope="session")
+def shared_database(postgres: Postgres) -> str:
+    """A migrated Postgres database for tests that leave nothing running; `rows` empties it after each."""
+    postgres.execute("CREATE DATABASE shared TEMPLATE migrated")
+    return postgres.url("shared")
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """Settings of an embedded tower, once on SQLite and once on Postgres."""
+    """Settings of an embedded tower, once on SQLite and once on a Postgres database of its own."""
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path / 'tower.db'}"
     else:
@@ -70,13 +76,23 @@ def sqlite_settings(tmp_path: Path) -> Settings:
     return Settings(database_url=f"sqlite:///{tmp_path / 'tower.db'}", trace_dir=tmp_path / "logs", **QUICK)
 
 
-@pytest.fixture
-def rows(settings: Settings) -> Iterator[Settings]:
+@pytest.fixture(params=["sqlite", "postgres"])
+def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     """An open, empty database of each kind; nothing runs."""
+    is_sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path / 'tower.db'}" if is_sqlite else request.getfixturevalue("shared_database")
+    settings = Settings(database_url=url, trace_dir=tmp_path / "logs", **QUICK)
     db.open_database(settings)
     db.migrate()
     yield settings
+    if not is_sqlite:
+        forget_all_rows()
     db.close_database()
+
+
+def forget_all_rows() -> None:
+    """Delete every task and worker."""
+    db.unit(lambda: [table.delete().execute() for table in (Task, Worker)])
 
 
 class Tower:
@@ -111,33 +127,33 @@ class Tower:
         return str(self.client.get(f"/tasks/{task_id}/log").text)
 
 
-@pytest.fixture
-def tower(settings: Settings) -> Iterator[Tower]:
-    """A whole embedded tower, once on each database."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `tower` on each database, one that asks for `sqlite_tower` on SQLite alone."""
+    if "tower" in metafunc.fixturenames:
+        kinds = ["sqlite"] if "sqlite_tower" in metafunc.fixturenames else ["sqlite", "postgres"]
+        metafunc.parametrize("tower", kinds, indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tower]:
+    """A whole embedded tower, shared by the tests of a module: one at a time, since a process has one database."""
+    folder = tmp_path_factory.mktemp("tower")
+    url = f"sqlite:///{folder / 'tower.db'}"
+    if request.param == "postgres":
+        server, name = request.getfixturevalue("postgres"), f"tower_{next(_names)}"
+        server.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
+        url = server.url(name)
+    settings = Settings(database_url=url, trace_dir=folder / "logs", **QUICK)
     with TestClient(build(settings), base_url=BASE) as client:
         yield _ready(Tower(client, settings))
 
 
 @pytest.fixture
-def sqlite_tower(sqlite_settings: Settings) -> Iterator[Tower]:
-    """A whole embedded tower on SQLite, where the database does not matter."""
-    with TestClient(build(sqlite_settings), base_url=BASE) as client:
-        yield _ready(Tower(client, sqlite_settings))
+def sqlite_tower(tower: Tower) -> Tower:
+    """The same on SQLite, where the database does not matter."""
+    return tower
 
 
 def _ready(tower: Tower) -> Tower:
     wait_for("a worker", lambda: tower.client.get("/health/ready").json()["workers"] > 0)
     return tower
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Repeat an assertion's condition until it holds."""
-
-    def check(condition: Callable[[], bool], seconds: float = 15) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, "it never came true"
-            time.sleep(0.02)
-
-    return check

@@ -53,11 +53,14 @@ db.open_database(Settings(database_url={settings.database_url!r})); print(len(db
     assert sorted(process.communicate(timeout=60)[0].strip() for process in started) == ["0", "0", "0", "1"]
 
 
-def test_a_database_of_a_newer_tower_is_refused(rows: Settings) -> None:
+def test_a_database_of_a_newer_tower_is_refused(settings: Settings) -> None:
     """Rather than used wrongly."""
+    db.open_database(settings)
+    db.migrate()
     db.unit(lambda: db.database.execute_sql("INSERT INTO schema_migration (name, applied) VALUES ('9999_future', '2031-01-01')"))
     with pytest.raises(SettingsError, match="9999_future"):
         db.migrate()
+    db.close_database()
 
 
 def test_a_unit_that_fails_leaves_nothing(rows: Settings) -> None:

@@ -252,9 +252,7 @@ def test_a_transition_that_has_no_arrow_is_a_mistake_of_ours() -> None:
 
 def test_a_thousand_tasks_are_inserted_together() -> None:
     """The largest batch fits whatever one statement may carry."""
-    tasks = [
-        lifecycle.NewTask(new_id(), "echo", "default", "{}", {"n": str(n)}, 0, None, 60, 1, 3, "x") for n in range(1000)
-    ]
+    tasks = [lifecycle.NewTask(new_id(), "echo", "default", "{}", {"n": str(n)}, 0, None, 60, 1, 3, "x") for n in range(1000)]
     assert len(db.unit(lambda: lifecycle.insert(tasks))) == 1000
 
 

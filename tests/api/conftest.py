@@ -18,7 +18,7 @@ from tower.api import create_app
 from tower.broker import Nudger
 from tower.handler import Registry
 from tower.main import build
-from tower.models import TABLES, Worker
+from tower.models import Task
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
 
@@ -62,13 +62,7 @@ def bare_app(settings: Settings, registry: Registry | None = None, broker: drama
 
 def forget_all_tasks() -> None:
     """Delete every task, so that a crowd of them does not keep the tower from those of the next test."""
-
-    def work() -> None:
-        for table in TABLES:
-            if table is not Worker:
-                table.delete().execute()
-
-    db.unit(work)
+    db.unit(lambda: Task.delete().execute())
 
 
 def talk(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
