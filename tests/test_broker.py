@@ -73,6 +73,7 @@ def test_an_idle_worker_waits_inside_redis_and_keeps_the_order(redis_server: Red
     assert heard == [str(number) for number in range(30)]
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_down_raises_nothing_and_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """One line in the log; further nudges are not even tried for a moment."""
     broker = open_broker(Settings(redis_url=f"redis://127.0.0.1:{free_port()}/0"))
@@ -85,6 +86,7 @@ def test_a_broker_that_is_down_raises_nothing_and_costs_nothing(caplog: pytest.L
     assert len([record for record in caplog.records if record.levelno == logging.WARNING]) == 1
 
 
+@pytest.mark.slow
 def test_a_broker_that_hangs_delays_a_request_by_seconds_at_most(own_redis: Redis) -> None:
     """Its answer is not waited for without end."""
     broker = open_broker(Settings(redis_url=own_redis.url()))
@@ -96,6 +98,7 @@ def test_a_broker_that_hangs_delays_a_request_by_seconds_at_most(own_redis: Redi
     own_redis.send(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_a_broker_that_comes_back_is_used_again(own_redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """And the log says so."""
     caplog.set_level(logging.INFO, "tower.broker")

@@ -119,6 +119,7 @@ def test_many_threads_write_at_once(rows: Settings) -> None:
     assert db.read(lambda: Task.select().count()) == 80
 
 
+@pytest.mark.slow
 def test_postgres_may_restart_under_us(own_postgres: Postgres) -> None:
     """A unit waits for it; every connection that broke is replaced."""
     db.open_database(Settings(database_url=own_postgres.url(), **QUICK))
@@ -136,6 +137,7 @@ def test_postgres_may_restart_under_us(own_postgres: Postgres) -> None:
     assert db.read(lambda: Task.select().count()) == 3
 
 
+@pytest.mark.slow
 def test_patience_ends_with_a_clear_word(own_postgres: Postgres) -> None:
     """Unavailable, with the database's own first line."""
     db.open_database(Settings(database_url=own_postgres.url(), **QUICK))

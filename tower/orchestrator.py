@@ -15,7 +15,7 @@ from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.handler import Registry
 from tower.lifecycle import NewTask
-from tower.models import FINAL, RUNNING, new_id
+from tower.models import CANCELLED, FINAL, RUNNING, new_id
 from tower.settings import Settings
 from tower.spec import MAX_BATCH, TaskSpec
 from tower.sweep import Sweep
@@ -152,12 +152,17 @@ class EnhancedOrchestrator:
     # ---- cancel and retry
 
     def cancel(self, task_id: str, by: str | None = None) -> str:
-        """Cancel a waiting task at once, ask a running one to stop; return its status. Raises NotFound, and Conflict if final."""
+        """Cancel a waiting task at once, ask a running one to stop; return its status.
+
+        Raises NotFound, and Conflict if it ended in another way.
+        """
 
         def work() -> str:
             status = lifecycle.cancel(task_id, by)
             if status is None:
-                found = queries.task(task_id)["status"]
+                found = str(queries.task(task_id)["status"])
+                if found == CANCELLED:
+                    return found
                 raise Conflict(f"Task {task_id} is {found}; a final state is never changed.", code="already_final", task_status=found)
             return status
 

@@ -108,6 +108,7 @@ def test_an_artifact_cannot_leave_its_folder(sqlite_tower: Tower, handle: Any, n
     assert sqlite_tower.wait(sqlite_tower.enqueue("echo"))["error"]["code"] == "artifact_name"
 
 
+@pytest.mark.slow
 def test_the_log_of_a_running_task_grows_in_its_folder(tower: Tower, handle: Any) -> None:
     """At least every two seconds, before the task ends."""
     go_on = threading.Event()
@@ -157,6 +158,7 @@ def test_a_log_over_its_limit_is_cut_with_a_mark(tower: Tower, handle: Any, monk
     assert text.count("the log is cut here: TOWER_LOG_LIMIT_MB") == 1
 
 
+@pytest.mark.slow
 def test_more_tasks_than_slots_run_at_most_so_many_at_once(tower: Tower, handle: Any) -> None:
     """And all of them in the end."""
     lock, now, most = threading.Lock(), [0], [0]

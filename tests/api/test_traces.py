@@ -175,6 +175,7 @@ def test_a_last_event_id_that_cannot_be_one_is_refused(api: Tower, traced: str, 
     assert told["field"] == "last-event-id"
 
 
+@pytest.mark.slow
 def test_a_running_log_is_streamed_as_it_grows(api: Tower, port: int, tmp_path: Path) -> None:
     """Lines come while the task runs; the end comes with its end."""
     flag = tmp_path / "go"

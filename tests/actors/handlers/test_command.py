@@ -123,6 +123,7 @@ def test_a_program_that_obeys_is_gone_at_once(tower: Tower) -> None:
     assert marked(task_id) == []
 
 
+@pytest.mark.slow
 def test_what_a_program_leaves_behind_is_ended(sqlite_tower: Tower) -> None:
     """A daemon does not outlive its lease."""
     task = run(sqlite_tower, "sh", "-c", "sleep 300 & setsid sleep 300 & echo started")

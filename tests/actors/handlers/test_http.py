@@ -111,6 +111,7 @@ def test_an_answer_over_the_limit_is_refused(sqlite_tower: Tower, site: str) -> 
     assert ask(sqlite_tower, f"{site}/fine", max_bytes=3)["error"]["code"] == "response_too_large"
 
 
+@pytest.mark.slow
 def test_the_deadline_holds_for_the_whole_exchange(sqlite_tower: Tower, site: str) -> None:
     """A server that sends a byte now and then does not hold a slot for ever."""
     began = time.monotonic()
@@ -138,6 +139,7 @@ def test_what_is_no_web_address_is_refused_at_enqueue(sqlite_tower: Tower, url: 
     assert (answer.status_code, answer.json()["field"]) == (422, "payload.url")
 
 
+@pytest.mark.slow
 def test_the_server_that_waits_is_still_asked_in_time(sqlite_tower: Tower, site: str) -> None:
     """Requests run side by side."""
     slow = [sqlite_tower.enqueue("http", {"url": f"{site}/drip"}) for _ in range(3)]
