@@ -1,11 +1,13 @@
 """One attempt as its handler sees it: the TaskContext, its log, its folder, and when it must stop."""
 
+import itertools
 import re
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -14,12 +16,18 @@ from tower import db, leases
 from tower.errors import Unavailable
 from tower.handler import Fail, Finished, Stopped
 from tower.leases import CHUNK, Claim
+from tower.lifecycle import LogPart
 from tower.settings import Settings
 from tower.trace import log_line
 
 #: Why an attempt must stop.
-CANCEL, TIMEOUT, SHUTDOWN, LEASE_LOST = "cancel", "timeout", "shutdown", "lease_lost"
+CANCEL, TIMEOUT, SHUTDOWN, LEASE_LOST = "cancel", "timeout", "shutdown", child.LEASE_LOST
 
+#: A worker believes in a lease for this part of it; the rest is for ending what runs.
+TRUST = 0.8
+
+_LOOK_S = 0.5
+_FLUSH_S = 2.0
 _LINE = 16 * 1024
 _FLUSH = 64 * 1024
 _DEEPEST = 10
@@ -37,6 +45,9 @@ class Attempt:
         self._settings = settings
         self._began = time.monotonic()
         self._deadline = self._began + claim.timeout_s
+        self._trusted_until = self._began
+        self._parts = itertools.count()
+        self._in_hand: LogPart | None = None
         self._stop: str | None = None
         self._woken = threading.Event()
         self._lines: list[str] = []
@@ -60,9 +71,15 @@ class Attempt:
             self._stop = reason
         self._woken.set()
 
+    def trust(self, leased_at: float) -> None:
+        """Believe in the lease for a part of its length, counted from our monotonic clock before it was asked for."""
+        self._trusted_until = leased_at + self._settings.lease_s * TRUST
+
     @property
     def stop_reason(self) -> str | None:
         """Why it must stop, or None if it may go on."""
+        if time.monotonic() > self._trusted_until:
+            return LEASE_LOST  # somebody else may take it soon, whether or not the database can tell us
         return self._stop or (TIMEOUT if self.remaining_s <= 0 else None)
 
     @property
@@ -77,7 +94,9 @@ class Attempt:
 
     def wait(self, seconds: float) -> None:
         """Sleep; raise Stopped when the attempt must end first."""
-        self._woken.wait(min(seconds, self.remaining_s))
+        end = time.monotonic() + seconds
+        while not self.stop_reason and (left := end - time.monotonic()) > 0:
+            self._woken.wait(min(left, self.remaining_s, _LOOK_S))
         if self.stop_reason:
             raise Stopped(self.stop_reason)
 
@@ -85,10 +104,7 @@ class Attempt:
 
     def artifact(self, name: str) -> Path:
         """Return where to write a file that shall be kept in the trace as artifacts/<name>."""
-        parts = name.split("/")
-        if len(parts) > _DEEPEST or not all(_is_plain(part) for part in parts):
-            raise Fail("artifact_name", f"An artifact is named by a relative path of plain names, as in a/b.html; got {name[:80]!r}.")
-        path = self.artifacts / name
+        path = self.artifacts / _checked(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -102,11 +118,12 @@ class Attempt:
         """The folder of the files to keep."""
         return self.folder / "artifacts"
 
-    def kept_files(self) -> list[Path]:
-        """Return the files that shall be kept."""
+    def kept_files(self) -> dict[str, Path]:
+        """Return the files that shall be kept, by name; raise Fail for a name that the trace cannot take."""
         if "folder" not in self.__dict__:
-            return []
-        return sorted(path for path in self.artifacts.rglob("*") if path.is_file() and not path.is_symlink())
+            return {}
+        found = sorted(path for path in self.artifacts.rglob("*") if path.is_file() and not path.is_symlink())
+        return {_checked(path.relative_to(self.artifacts).as_posix()): path for path in found}
 
     def run(
         self, argv: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None, stdin: str | None = None
@@ -118,7 +135,7 @@ class Attempt:
 
     def log(self, text: str) -> None:
         """Add lines to log.txt."""
-        at = self.claim.started_at + time.monotonic() - self._began
+        at = self._now()
         lines = [log_line(at, self.attempt, piece) for line in text.splitlines() or [""] for piece in _pieces(_printable(line))]
         with self._buffer_lock:
             for line in lines:
@@ -126,39 +143,51 @@ class Attempt:
         if self._waiting >= _FLUSH:
             self.flush()
 
+    def _now(self) -> float:
+        """The database's time, reckoned from the claim."""
+        return self.claim.started_at + time.monotonic() - self._began
+
     def _add(self, line: str) -> None:
         limit = self._settings.log_limit_mb * 1_000_000
         if self._logged > limit:
             return
         self._logged += len(line)
         if self._logged > limit:
-            line = log_line(
-                self.claim.started_at, self.attempt, f"── the log is cut here: TOWER_LOG_LIMIT_MB={self._settings.log_limit_mb}"
-            )
+            line = log_line(self._now(), self.attempt, f"── the log is cut here: TOWER_LOG_LIMIT_MB={self._settings.log_limit_mb}")
         self._lines.append(line)
         self._waiting += len(line)
 
     def flush(self) -> bool:
         """Write the waiting lines to the database; return whether there were any. A lost lease stops the attempt."""
+        flushed = False
         with self._flush_lock:
-            flushed = False
-            while text := self._take():
-                flushed = True
+            while piece := self._in_hand or self._next_part():
+                self._in_hand = replace(piece, is_doubtful=True)
+                append = partial(leases.append_log, self.claim, piece.part, piece.text)
+                recognise = partial(leases.appended, self.claim, piece.part)
                 try:
-                    kept = db.unit(partial(leases.append_log, self.claim, text))
+                    kept = (piece.is_doubtful and db.read(recognise)) or db.unit(append, patience_s=_FLUSH_S, recognise=recognise)
                 except Unavailable:
-                    self._put_back(text)
                     break
+                self._in_hand, flushed = None, True
                 if not kept:
                     self.stop(LEASE_LOST)
                     break
-            return flushed
+        return flushed
 
-    def take_tail(self) -> str:
-        """Return the last waiting lines, to be written together with the end; flush those before, if they are many."""
+    def take_tail(self) -> list[LogPart]:
+        """Return the last lines, to be written together with the end; flush those before, if they are many."""
         while self._waiting > CHUNK and self.flush():
             pass
-        return self._take()
+        with self._flush_lock:  # what a flush has in its hands is written before, or is here still
+            found = [self._in_hand]
+            while piece := self._next_part():
+                found.append(piece)
+            return [piece for piece in found if piece]
+
+    def _next_part(self) -> LogPart | None:
+        text = self._take()
+        return LogPart(next(self._parts), text) if text else None
 
     def _take(self) -> str:
         with self._buffer_lock:
@@ -171,10 +200,13 @@ class Attempt:
             self._waiting -= len(text)
             return text
 
-    def _put_back(self, text: str) -> None:
-        with self._buffer_lock:
-            self._lines.insert(0, text)
-            self._waiting += len(text)
+
+def _checked(name: str) -> str:
+    """Return the name of an artifact; raise Fail for one that the trace cannot take."""
+    parts = name.split("/")
+    if len(parts) > _DEEPEST or not all(_is_plain(part) for part in parts):
+        raise Fail("artifact_name", f"An artifact is named by a relative path of plain names, as in a/b.html; got {name[:80]!r}.")
+    return name
 
 
 def _is_plain(part: str) -> bool:

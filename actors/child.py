@@ -1,8 +1,9 @@
 """Child processes: their output into the log, and the end of their whole tree."""
 
 import codecs
+import io
 import os
-import selectors
+import select
 import signal
 import subprocess
 import tempfile
@@ -13,17 +14,21 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from tower.handler import Fail, Finished, Stopped
-from tower.host import MARK, kill_marked
+from tower.host import MARK, group_lives, kill_marked
 from tower.settings import child_environment
 
 if TYPE_CHECKING:
     from actors.attempt import Attempt
+
+#: Why an attempt must end at once: see attempt.py, which imports this module.
+LEASE_LOST = "lease_lost"
 
 #: From the first request to end to the one that cannot be refused.
 TERM_S = 5.0
 #: How long output is read on after the command itself has ended, while a process it left holds the pipe.
 _LINGER_S = 0.5
 _TICK_S = 0.1
+_PAUSE_S = 0.02
 _TAIL_LINES = 20
 _TAIL_CHARS = 4000
 _READ = 64 * 1024
@@ -34,13 +39,12 @@ def run(attempt: "Attempt", argv: Sequence[str], *, cwd: str | None, env: Mappin
     """Run a command in its own process group until it ends or the attempt must; see TaskContext.run."""
     if attempt.stop_reason:
         raise Stopped(attempt.stop_reason)
-    output = _Output(attempt)
     process = _start(attempt, argv, cwd, env, stdin)
-    try:
-        _follow(attempt, process, output)
-    finally:
-        _end_tree(process, attempt.id, attempt.attempt)
-        output.drain(process)
+    with _Output(attempt, process) as output:
+        try:
+            _follow(attempt, process, output)
+        finally:
+            _end_tree(attempt, process, output)
     if attempt.stop_reason:
         raise Stopped(attempt.stop_reason)
     return Finished(process.returncode, output.tail())
@@ -82,37 +86,26 @@ def _as_file(text: str | None) -> IO[bytes]:
 
 def _follow(attempt: "Attempt", process: "subprocess.Popen[bytes]", output: "_Output") -> None:
     """Read output until the command ends or the attempt must stop."""
-    assert process.stdout is not None  # noqa: S101  # we asked for a pipe
-    os.set_blocking(process.stdout.fileno(), False)
-    with selectors.DefaultSelector() as selector:
-        selector.register(process.stdout, selectors.EVENT_READ)
-        ended: float | None = None
-        is_open = True
-        while not attempt.stop_reason:
-            if is_open:
-                if selector.select(_TICK_S):
-                    is_open = output.read(process)
-            else:
-                try:
-                    process.wait(_TICK_S)
-                except subprocess.TimeoutExpired:
-                    continue
-            if process.poll() is not None:
-                ended = ended or time.monotonic()
-                if not is_open or time.monotonic() - ended > _LINGER_S:
-                    return
+    ended: float | None = None
+    while not attempt.stop_reason:
+        output.wait(_TICK_S)
+        if process.poll() is not None:
+            ended = ended or time.monotonic()
+            if output.is_over or time.monotonic() - ended > _LINGER_S:
+                return
 
 
-def _end_tree(process: "subprocess.Popen[bytes]", task_id: str, attempt: int) -> None:
-    """End every process of the command: ask its group, wait, force it, and find what left the group."""
-    _signal(process, signal.SIGTERM)
-    deadline = time.monotonic() + TERM_S
-    while _group_lives(process) and time.monotonic() < deadline:
-        time.sleep(0.02)
+def _end_tree(attempt: "Attempt", process: "subprocess.Popen[bytes]", output: "_Output") -> None:
+    """End every process of the command: ask its group, read on while it obeys, force it, and find what left the group."""
+    if attempt.stop_reason != LEASE_LOST:  # then there is no time to ask
+        _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + TERM_S
+        while time.monotonic() < deadline and (process.poll() is None or group_lives(process.pid)):
+            output.wait(_TICK_S)
     _signal(process, signal.SIGKILL)
     process.wait()
     for _ in range(5):  # a process that forks while we look is found by the next look
-        if not kill_marked(task_id, attempt):
+        if not kill_marked(attempt.id, attempt.attempt):
             break
 
 
@@ -123,52 +116,54 @@ def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
         pass  # nobody is left in the group
 
 
-def _group_lives(process: "subprocess.Popen[bytes]") -> bool:
-    process.poll()
-    try:
-        os.killpg(process.pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
-
-
 class _Output:
-    """Turns bytes into log lines, within a bound however long a line is, and keeps the last ones."""
+    """Turns a command's output into log lines, within a bound however long a line is, and keeps the last ones."""
 
-    def __init__(self, attempt: "Attempt") -> None:
+    def __init__(self, attempt: "Attempt", process: "subprocess.Popen[bytes]") -> None:
+        assert process.stdout is not None  # noqa: S101  # we asked for a pipe
         self._attempt = attempt
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pipe = process.stdout
+        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
         self._rest = ""
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        #: Whether everybody has closed the other end.
+        self.is_over = False
+        os.set_blocking(self._pipe.fileno(), False)
 
-    def read(self, process: "subprocess.Popen[bytes]") -> bool:
-        """Take what is there; False at the end of the output."""
-        assert process.stdout is not None  # noqa: S101
-        try:
-            data = os.read(process.stdout.fileno(), _READ)
-        except BlockingIOError:
-            return True
-        self._take(self._decoder.decode(data, final=not data))
-        return bool(data)
+    def __enter__(self) -> "_Output":
+        return self
 
-    def drain(self, process: "subprocess.Popen[bytes]") -> None:
-        """Take what the processes left behind in the pipe, and close it."""
-        assert process.stdout is not None  # noqa: S101
+    def __exit__(self, *exception: object) -> None:
         for _ in range(32):  # a pipe holds no more than this
-            if not self.read(process):
+            if self.is_over or not self._read():
                 break
-        process.stdout.close()
+        self._pipe.close()
         if self._rest:
             self._say([self._rest])
-            self._rest = ""
+
+    def wait(self, seconds: float) -> None:
+        """Take what is there, or wait a moment for something to come."""
+        if self.is_over:
+            time.sleep(_PAUSE_S)
+        elif select.select([self._pipe], [], [], seconds)[0]:
+            self._read()
+
+    def _read(self) -> bool:
+        """Take what is there; False if there is nothing."""
+        try:
+            data = os.read(self._pipe.fileno(), _READ)
+        except BlockingIOError:
+            return False
+        self.is_over = not data
+        self._take(self._decoder.decode(data, final=not data))
+        return bool(data)
 
     def tail(self) -> str:
         """Return the last lines, within a few thousand characters."""
         return "\n".join(self._tail)[-_TAIL_CHARS:]
 
     def _take(self, text: str) -> None:
-        whole = (self._rest + text).replace("\r\n", "\n").replace("\r", "\n")
-        *lines, self._rest = whole.split("\n")
+        *lines, self._rest = (self._rest + text).split("\n")
         while len(self._rest) > _LONGEST_LINE:
             lines.append(self._rest[:_LONGEST_LINE])
             self._rest = self._rest[_LONGEST_LINE:]

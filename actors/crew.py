@@ -78,7 +78,12 @@ class Crew(Middleware):
         sys.setswitchinterval(_SWITCH_S)
         queues = [queue for queue in self._registry.queues if not worker.consumer_whitelist or queue in worker.consumer_whitelist]
         traces = not worker.consumer_whitelist or TRACE_QUEUE in worker.consumer_whitelist
-        self._prepare_database()
+        try:
+            self._prepare_database()
+        except Exception as error:
+            # dramatiq would log this and run tasks without a heartbeat; a process that ends is started again.
+            _log.critical("the worker cannot start: %s", error)
+            raise SystemExit(1) from error
         self._start(slots, queues, self._tracer.trace if traces else None)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:

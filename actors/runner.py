@@ -20,6 +20,12 @@ from tower.lifecycle import Outcome
 from tower.models import FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
 from tower.settings import Settings
 
+#: Characters kept of an error's message, and of each of its details.
+_MESSAGE, _DETAIL = 2000, 4000
+
+#: What is said of a task that its worker cannot go on with.
+_HANDED_BACK = {SHUTDOWN: "its worker was stopped", LEASE_LOST: "its worker could not reach the database"}
+
 _log = logging.getLogger(__name__)
 
 
@@ -62,16 +68,25 @@ class Runner:
             threading.Thread(target=self._use_slot, args=(None, claim, leased_at), name=f"task-{claim.id}", daemon=True).start()
 
     def _use_slot(self, task_id: str | None, claim: Claim | None = None, leased_at: float = 0.0) -> None:
-        try:
-            if claim is None:
-                claim, leased_at = self._claim(task_id)
-            while claim is not None:
-                self._run(claim, leased_at)
-                claim, leased_at = (None, 0.0) if self._worker.stopping else self._claim(None)
-        except Unavailable as error:
-            _log.warning("%s The slot waits for a nudge.", error.message)
-        finally:
-            self._worker.give_slot()
+        while True:
+            try:
+                if claim is None:
+                    claim, leased_at = self._claim(task_id)
+                while claim is not None:
+                    self._run(claim, leased_at)
+                    claim, leased_at = (None, 0.0) if self._worker.stopping else self._claim(None)
+            except Unavailable as error:
+                _log.warning("%s The slot waits for a nudge.", error.message)
+                return
+            finally:
+                self._worker.give_slot()
+            # A nudge that came between the last look and the slot's being free found none.
+            task_id = None
+            if not self._is_waited_for() or not self._worker.take_slot():
+                return
+
+    def _is_waited_for(self) -> bool:
+        return not self._worker.stopping and db.read(partial(queries.is_dispatched, None, self._worker.queues))
 
     def _claim(self, task_id: str | None) -> tuple[Claim | None, float]:
         token, sent = new_id(), time.monotonic()
@@ -104,8 +119,8 @@ class Runner:
         except Retry as retry:
             outcome = _failed("handler_error", retry.message, retry_after_s=retry.after_s)
         except Fail as failure:
-            outcome = Outcome(FAILED, error={"code": failure.code, "message": failure.message, **_plain(failure.details)})
-        except Exception as error:  # whatever a handler raises is the task's failure, not ours
+            outcome = _failed(failure.code, failure.message, details=failure.details)
+        except BaseException as error:  # whatever a handler raises, SystemExit too, is the task's failure and not the worker's
             attempt.log(traceback.format_exc())
             outcome = _failed("handler_error", f"{type(error).__name__}: {error}")
         return _stopped(attempt, outcome)
@@ -125,8 +140,8 @@ class Runner:
         token, claim = new_id(), attempt.claim
         outcome = self._keep_artifacts(attempt, outcome)
         tail = attempt.take_tail()
-        if attempt.stop_reason == SHUTDOWN and outcome.status != SUCCEEDED:
-            end = partial(lifecycle.release, claim, "its worker was stopped", token, tail)
+        if attempt.stop_reason in _HANDED_BACK and outcome.status != SUCCEEDED:
+            end = partial(lifecycle.release, claim, _HANDED_BACK[attempt.stop_reason], token, tail)
         else:
             end = partial(lifecycle.finish, claim, outcome, token, tail)
         try:
@@ -146,29 +161,37 @@ class Runner:
             self._run_pass()
 
     def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:
-        files = attempt.kept_files()
-        size = sum(path.stat().st_size for path in files)
-        if size > self._settings.artifact_limit_mb * 1_000_000:
-            message = f"The files to keep have {size} bytes, TOWER_ARTIFACT_LIMIT_MB={self._settings.artifact_limit_mb} are allowed."
-            attempt.log(message)
-            return outcome if outcome.error else _failed("artifact_too_large", message, may_retry=False)
-        for path in files:
-            self._keep_file(attempt, path)
-        return outcome
+        """Keep the files that the attempt left; what cannot be kept fails an attempt that succeeded."""
+        try:
+            files = attempt.kept_files()
+            self._check_size(files)
+            if files:
+                db.unit(partial(leases.forget_artifacts, attempt.claim), patience_s=self._settings.lease_s)
+            for name, path in files.items():
+                for part, data in enumerate(_parts(path)):
+                    db.unit(partial(leases.keep_artifact, attempt.claim, name, part, data), patience_s=self._settings.lease_s)
+        except Fail as failure:
+            problem = _failed(failure.code, failure.message, may_retry=False)
+        except OSError as error:
+            problem = _failed("artifact_missing", f"A file to keep could not be read: {error.strerror}.", may_retry=False)
+        except Unavailable as error:
+            problem = _failed("artifact_missing", f"The files to keep could not be stored. {error.message}")
+        else:
+            return outcome
+        attempt.log(str((problem.error or {})["message"]))
+        return problem if outcome.status == SUCCEEDED else outcome
 
-    def _keep_file(self, attempt: Attempt, path: Path) -> None:
-        name = path.relative_to(attempt.artifacts).as_posix()
-        for part, data in enumerate(_parts(path)):
-            while attempt.stop_reason != LEASE_LOST:
-                try:
-                    db.unit(partial(leases.keep_artifact, attempt.claim, name, part, data))
-                    break
-                except Unavailable:
-                    continue
+    def _check_size(self, files: dict[str, Path]) -> None:
+        size, limit = sum(path.stat().st_size for path in files.values()), self._settings.artifact_limit_mb
+        if size > limit * 1_000_000:
+            raise Fail("artifact_too_large", f"The files to keep have {size} bytes, TOWER_ARTIFACT_LIMIT_MB={limit} are allowed.")
 
 
-def _failed(code: str, message: str, *, may_retry: bool = True, retry_after_s: float | None = None) -> Outcome:
-    return Outcome(FAILED, error={"code": code, "message": _storable(message)}, may_retry=may_retry, retry_after_s=retry_after_s)
+def _failed(
+    code: str, message: str, *, details: dict[str, object] | None = None, may_retry: bool = True, retry_after_s: float | None = None
+) -> Outcome:
+    error = {**_plain(details or {}), "code": code, "message": _storable(message, _MESSAGE)}
+    return Outcome(FAILED, error=error, may_retry=may_retry, retry_after_s=retry_after_s)
 
 
 def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
@@ -192,17 +215,19 @@ def _parts(path: Path) -> Iterator[bytes]:
 
 
 def _plain(details: dict[str, object]) -> dict[str, object]:
-    return {name: _storable(value) if isinstance(value, str) else _json_or_text(value) for name, value in details.items()}
+    """Return details as every database and JSON reader can hold them, none of them long."""
+    return {_storable(name, 80): _json_or_text(value) for name, value in details.items()}
 
 
 def _json_or_text(value: object) -> object:
     try:
-        jsontext.dumps(value)
+        if len(jsontext.dumps(value)) <= _DETAIL:
+            return value
     except jsontext.BadJson:
-        return _storable(repr(value))
-    return value
+        pass
+    return _storable(value if isinstance(value, str) else repr(value), _DETAIL)
 
 
-def _storable(text: str) -> str:
-    """Return text that every database and JSON reader can hold."""
-    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+def _storable(text: str, longest: int) -> str:
+    cut = text if len(text) <= longest else text[: longest - 1] + "…"
+    return cut.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

@@ -20,8 +20,6 @@ _TICK_S = 0.1
 _FLUSH_S = 1.0
 _ROW_S = 5.0
 _LOOK_S = 2.0
-#: A worker believes in a lease for this part of it, counted from before the last good heartbeat was sent.
-_TRUST = 0.9
 
 _log = logging.getLogger(__name__)
 
@@ -35,8 +33,9 @@ class WorkerProcess:
         self._settings = settings
         self._nudger = nudger
         self._slots = slots
-        self._free = threading.Semaphore(slots)
-        self._attempts: dict[tuple[str, int], tuple[Attempt, float]] = {}
+        self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._busy = 0
+        self._grace_over = False
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._pulse: threading.Thread | None = None
@@ -46,8 +45,7 @@ class WorkerProcess:
     # ---- life
 
     def start(self, look: Callable[[], None]) -> None:
-        """Make the worker known and start its pulse; `look` is called when slots are free and no nudge comes."""
-        self._write_row()
+        """Start the pulse, which makes the worker known; `look` is called when slots are free and no nudge comes."""
         self._pulse = threading.Thread(target=self._run_pulse, args=(look,), name="pulse", daemon=True)
         self._pulse.start()
         _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
@@ -57,6 +55,8 @@ class WorkerProcess:
         self._stopping.set()
         self._try(Worker.update(slots=0).where(Worker.id == self.id))  # what is handed back must not be dispatched to us
         if not self._wait_until_idle(grace_s):
+            with self._lock:
+                self._grace_over = True
             for attempt in self.attempts():
                 attempt.stop(SHUTDOWN)
             self._wait_until_idle(10.0)
@@ -73,7 +73,7 @@ class WorkerProcess:
 
     def _wait_until_idle(self, seconds: float) -> bool:
         deadline = time.monotonic() + seconds
-        while self.attempts():
+        while self._busy:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.02)
@@ -84,11 +84,16 @@ class WorkerProcess:
     def take_slot(self) -> bool:
         """Take a slot if one is free and the worker goes on."""
         self._last_nudge = time.monotonic()
-        return not self._stopping.is_set() and self._free.acquire(blocking=False)
+        with self._lock:
+            if self._stopping.is_set() or self._busy >= self._slots:
+                return False
+            self._busy += 1
+            return True
 
     def give_slot(self) -> None:
         """Give a slot back."""
-        self._free.release()
+        with self._lock:
+            self._busy -= 1
 
     @property
     def stopping(self) -> bool:
@@ -97,8 +102,11 @@ class WorkerProcess:
 
     def add(self, attempt: Attempt, leased_at: float) -> None:
         """Beat for an attempt from now on; `leased_at` is our monotonic clock before the claim was sent."""
+        attempt.trust(leased_at)
         with self._lock:
-            self._attempts[attempt.id, attempt.attempt] = attempt, leased_at
+            self._attempts[attempt.id, attempt.attempt] = attempt
+            if self._grace_over:
+                attempt.stop(SHUTDOWN)
 
     def remove(self, attempt: Attempt) -> None:
         """Beat for it no more."""
@@ -108,13 +116,13 @@ class WorkerProcess:
     def attempts(self) -> list[Attempt]:
         """Return what runs now."""
         with self._lock:
-            return [attempt for attempt, _ in self._attempts.values()]
+            return list(self._attempts.values())
 
     # ---- the pulse
 
     def _run_pulse(self, look: Callable[[], None]) -> None:
         next_beat = next_flush = next_row = next_look = 0.0
-        while not self._stopping.wait(_TICK_S) or self.attempts():
+        while not self._stopping.wait(_TICK_S) or self._busy:
             if self._stopping.is_set():
                 time.sleep(_TICK_S)
             now = time.monotonic()
@@ -144,31 +152,17 @@ class WorkerProcess:
             held = dict(self._attempts)
         if not held:
             return
-        sent = time.monotonic()
-        try:
-            ids = [task_id for task_id, _ in held]
-            kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
-        except Unavailable:
-            self._fence(sent)
-            raise
+        sent, ids = time.monotonic(), [task_id for task_id, _ in held]
+        # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
+        kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
         self._outage.end()
-        for key, (attempt, _) in held.items():
+        for key, attempt in held.items():
             if key not in kept:
                 attempt.stop(LEASE_LOST)
                 continue
+            attempt.trust(sent)
             if kept[key]:
                 attempt.stop(CANCEL)
-            with self._lock:
-                if key in self._attempts:
-                    self._attempts[key] = attempt, sent
-
-    def _fence(self, now: float) -> None:
-        """Stop every attempt whose lease somebody else may take by now."""
-        with self._lock:
-            held = list(self._attempts.values())
-        for attempt, leased_at in held:
-            if now - leased_at > self._settings.lease_s * _TRUST:
-                attempt.stop(LEASE_LOST)
 
     def _flush(self) -> None:
         for attempt in self.attempts():
@@ -177,8 +171,14 @@ class WorkerProcess:
 
     def _write_row(self) -> None:
         me = this_process()
-        row = {"host": hostname(), "pid": me.pid, "pid_space": me.space, "pid_started": me.started, "slots": self._slots}
-        row |= {"queues": json.dumps(self.queues), "version": __version__, "started_at": db.now(), "beat_at": db.now()}
+        row = {"host": hostname(), "pid": me.pid, "pid_space": me.space, "pid_started": me.started}
+        row |= {
+            "slots": 0 if self._stopping.is_set() else self._slots,
+            "queues": json.dumps(self.queues),
+            "version": __version__,
+            "started_at": db.now(),
+            "beat_at": db.now(),
+        }
         query = Worker.insert(id=self.id, **row).on_conflict(conflict_target=[Worker.id], update={Worker.beat_at: db.now()})
         db.unit(query.execute, patience_s=2)
 

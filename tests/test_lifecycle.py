@@ -10,7 +10,7 @@ import pytest
 from tests import rows as r
 from tower import db, leases, lifecycle, reminders
 from tower.leases import Claim
-from tower.lifecycle import ARROWS, Outcome
+from tower.lifecycle import ARROWS, LogPart, Outcome
 from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, STATUSES, SUCCEEDED, TIMED_OUT, Task, TaskEvent, new_id
 from tower.settings import Settings
 
@@ -21,12 +21,13 @@ BROKEN = Outcome(FAILED, error={"code": "handler_error", "message": "no"})
 
 
 def finish(claim: Claim, outcome: Outcome = OK, tail: str = "") -> str | None:
-    return db.unit(lambda: lifecycle.finish(claim, outcome, new_id(), tail))
+    return db.unit(lambda: lifecycle.finish(claim, outcome, new_id(), [LogPart(1, tail)] if tail else []))
 
 
 def expire(claim: Claim) -> str | None:
-    beat = r.row(claim.id)["beat"]
-    return db.unit(lambda: lifecycle.expire(claim.id, claim.attempt, beat, "gone"))
+    seen = r.row(claim.id)["beat"]
+    beat = db.unit(lambda: lifecycle.fence(claim.id, claim.attempt, seen))
+    return None if beat is None else db.unit(lambda: lifecycle.expire(claim.id, claim.attempt, beat, "gone"))
 
 
 def test_every_status_has_its_arrows_and_final_ones_have_none() -> None:
@@ -52,7 +53,7 @@ def test_a_final_state_is_never_changed() -> None:
     before = r.row(claim.id)
     assert finish(claim, BROKEN) is None
     assert expire(claim) is None
-    assert db.unit(lambda: lifecycle.cancel(claim.id, None)) is None
+    assert db.unit(lambda: lifecycle.cancel(claim.id, None)) == SUCCEEDED
     assert db.unit(lambda: lifecycle.release(claim, "stop", new_id())) is None
     assert (r.dispatch(claim.id), r.claim(claim.id)) == ([], None)
     assert r.row(claim.id) == before
@@ -95,7 +96,7 @@ def test_a_late_worker_is_fenced_by_the_attempt_number() -> None:
     current = r.claim(late.id, "w2")
     assert current and current.attempt == 2
     assert finish(late) is None
-    assert not db.unit(lambda: leases.append_log(late, "late\n"))
+    assert not db.unit(lambda: leases.append_log(late, 0, "late\n"))
     assert not db.unit(lambda: leases.keep_artifact(late, "a", 0, b"x"))
     assert finish(current) == SUCCEEDED
 
@@ -176,7 +177,7 @@ def test_a_heartbeat_that_came_meanwhile_keeps_the_lease() -> None:
     claim = r.running()
     seen = r.row(claim.id)["beat"]
     assert db.unit(lambda: leases.heartbeat("w1", [claim.id])) == {(claim.id, 1): False}
-    assert db.unit(lambda: lifecycle.expire(claim.id, 1, seen, "gone")) is None
+    assert db.unit(lambda: lifecycle.fence(claim.id, 1, seen)) is None
     assert r.row(claim.id)["status"] == RUNNING
 
 
@@ -222,7 +223,7 @@ def test_a_task_that_was_asked_to_stop_never_runs_again(end: str) -> None:
 def test_a_released_task_counts_neither_as_failed_nor_as_lost() -> None:
     """A worker that stops orderly hands its tasks back."""
     claim = r.running()
-    assert db.unit(lambda: lifecycle.release(claim, "stop", new_id(), "half\n")) == QUEUED
+    assert db.unit(lambda: lifecycle.release(claim, "stop", new_id(), [LogPart(0, "half\n")])) == QUEUED
     after = r.row(claim.id)
     assert (after["failures"], after["losses"], after["attempt"]) == (0, 0, 1)
     assert r.kinds(claim.id)[-1] == "released"
@@ -237,7 +238,7 @@ def test_a_timeout_is_a_status_of_its_own() -> None:
 def test_the_order_of_events_and_log_chunks_is_one() -> None:
     """Both take the next number of the task."""
     claim = r.running()
-    db.unit(lambda: leases.append_log(claim, "one\n"))
+    db.unit(lambda: leases.append_log(claim, 0, "one\n"))
     finish(claim, tail="two\n")
     numbers = [row[0] for row in db.read(lambda: list(TaskEvent.select(TaskEvent.seq).order_by(TaskEvent.seq).tuples()))]
     assert numbers == [1, 2, 3, 6]

@@ -5,7 +5,6 @@ import sys
 import time
 from typing import Any
 
-import psutil
 import pytest
 
 from tests import rows as r
@@ -122,8 +121,8 @@ def test_tasks_of_a_process_that_died_here_are_taken_back_at_once(sweep: Sweep) 
 
 def test_a_pid_that_was_given_to_another_process_is_not_the_worker(sweep: Sweep) -> None:
     """The start time tells them apart."""
-    me = psutil.Process()
-    r.add_worker(pid=me.pid, pid_space=host.pid_space(), pid_started=me.create_time() - 3600)
+    me = host.this_process()
+    r.add_worker(pid=me.pid, pid_space=me.space, pid_started=me.started - 1)
     claim = r.running()
     sweep.run_once()
     assert r.row(claim.id)["status"] == QUEUED
@@ -131,8 +130,8 @@ def test_a_pid_that_was_given_to_another_process_is_not_the_worker(sweep: Sweep)
 
 def test_a_live_process_keeps_its_tasks(sweep: Sweep) -> None:
     """Even if it has not beaten yet."""
-    me = psutil.Process()
-    r.add_worker(pid=me.pid, pid_space=host.pid_space(), pid_started=me.create_time())
+    me = host.this_process()
+    r.add_worker(pid=me.pid, pid_space=me.space, pid_started=me.started)
     claim = r.running()
     sweep.run_once()
     assert r.row(claim.id)["status"] == RUNNING

@@ -12,7 +12,7 @@ import dramatiq
 import redis
 from dramatiq.brokers.redis import RedisBroker, _RedisConsumer
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.errors import ConnectionClosed
+from dramatiq.errors import ActorNotFound, ConnectionClosed
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
@@ -164,6 +164,9 @@ class Nudger:
             return False
         try:
             self._broker.get_actor(actor_name).send(task_id)
+        except ActorNotFound:
+            _log.warning("no actor is called %s; is its handler installed here?", actor_name)
+            return False
         except Exception as error:  # whatever is wrong with the broker, the row is the truth
             self._down_until = time.monotonic() + _PAUSE_S
             self._outage.begin(_AWAY, error)

@@ -75,6 +75,7 @@ def _postgres(settings: Settings) -> peewee.Database:
     options: dict[str, Any] = {
         "connect_timeout": 3,
         "options": "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000",
+        "tcp_user_timeout": 10_000,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -93,11 +94,11 @@ def unit(work: Callable[[], T], *, patience_s: float = 10.0, recognise: Callable
     runs = itertools.count()
 
     def once_more() -> T:
-        with _turn_to_write(), database.atomic():
+        with database.atomic():
             done = recognise() if next(runs) and recognise else None
             return work() if done is None else done
 
-    return _patiently(once_more, patience_s)
+    return _patiently(once_more, patience_s, _turn_to_write)
 
 
 def _turn_to_write() -> AbstractContextManager[object]:
@@ -107,14 +108,14 @@ def _turn_to_write() -> AbstractContextManager[object]:
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0) -> T:
     """Run `work`, which only reads, outside a transaction, so that it never waits for a writer."""
-    return _patiently(work, patience_s)
+    return _patiently(work, patience_s, nullcontext)
 
 
-def _patiently(work: Callable[[], T], patience_s: float) -> T:
+def _patiently(work: Callable[[], T], patience_s: float, turn: Callable[[], AbstractContextManager[object]]) -> T:
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            with database.connection_context():
+            with turn(), database.connection_context():
                 return work()
         except (peewee.PeeweeException, MaxConnectionsExceeded) as error:
             if _has_no_tables(error):

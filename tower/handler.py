@@ -17,6 +17,8 @@ RESERVED_QUEUES = ("orchestrator", "trace")
 #: Errors told of one payload.
 _MOST_ERRORS = 5
 
+_YEAR_S = 366 * 86400.0
+
 _NAME = re.compile(r"^[a-z][a-z0-9_.-]{0,63}$")
 _CODE = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
 
@@ -38,6 +40,8 @@ class Retry(Exception):
     """Raised by a handler to be tried again `after_s` seconds from now, if it has attempts left."""
 
     def __init__(self, after_s: float, message: str = "The handler asked to be tried again.") -> None:
+        if not 0 <= after_s <= _YEAR_S:
+            raise ValueError(f"Retry(after_s) takes seconds from 0 to a year; got {after_s!r}.")
         super().__init__(message)
         self.after_s, self.message = after_s, message
 

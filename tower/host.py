@@ -19,7 +19,7 @@ class ProcessId:
     #: The kernel's boot and pid namespace: a pid means the same only where this is equal.
     space: str
     pid: int
-    #: Seconds since the epoch at which it started, as the kernel says.
+    #: When it started, by a clock that no step of the wall clock moves: ticks since boot where the kernel tells them.
     started: float
 
     def is_dead(self) -> bool:
@@ -27,15 +27,23 @@ class ProcessId:
         if self.space != pid_space():
             return False
         try:
-            process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.started) > 1 or process.status() == psutil.STATUS_ZOMBIE
+            return _started(self.pid) != self.started or psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
 
 
 def this_process() -> ProcessId:
     """Return the identity of the running process."""
-    return ProcessId(pid_space(), os.getpid(), psutil.Process().create_time())
+    return ProcessId(pid_space(), os.getpid(), _started(os.getpid()))
+
+
+def _started(pid: int) -> float:
+    """Return when a process started; raise psutil.NoSuchProcess if there is none."""
+    try:
+        # The 22nd field of proc(5); the second may hold spaces and ends with the last parenthesis.
+        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return float(psutil.Process(pid).create_time())
 
 
 def hostname() -> str:
@@ -50,6 +58,22 @@ def pid_space() -> str:
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return f"{hostname()}/{psutil.boot_time():.0f}"
+
+
+def group_lives(leader: int) -> bool:
+    """Whether anything but zombies is left in the process group of a leader."""
+    try:
+        os.killpg(leader, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return any(_in_group(process, leader) for process in psutil.process_iter())
+
+
+def _in_group(process: psutil.Process, leader: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ProcessLookupError, PermissionError):
+        return False
 
 
 def kill_marked(task_id: str, attempt: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import peewee
 
 from tower import db, log
-from tower.leases import Claim, append_log, held
+from tower.leases import Claim, append_log, appended, held, locked
 from tower.models import (
     CANCELLED,
     DISPATCHED,
@@ -84,6 +84,15 @@ class Outcome:
     artifacts: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LogPart:
+    """Some lines of an attempt's log, and their number among its parts; doubtful if they may have been appended already."""
+
+    part: int
+    text: str
+    is_doubtful: bool = False
+
+
 # ---- queued
 
 
@@ -111,7 +120,7 @@ def _row(task: NewTask, at: float) -> dict[str, Any]:
         "rank": at - task.priority,
         "seq": 1,
         "ready_at": task.not_before or 0,
-        "nudge_at": max(at, task.not_before or 0) + NUDGE_S,
+        "nudge_at": task.not_before if task.not_before and task.not_before > at else at + NUDGE_S,
         "trace_due_at": at + WAITING_TRACE_S,
         "created_at": at,
         "queued_at": at,
@@ -175,19 +184,27 @@ def _claim(row: dict[str, Any]) -> Claim:
 # ---- running -> final, or queued again
 
 
-def finish(claim: Claim, outcome: Outcome, token: str, tail: str = "") -> str | None:
+def finish(claim: Claim, outcome: Outcome, token: str, tail: Sequence[LogPart] = ()) -> str | None:
     """Record how an attempt ended, with the last lines of its log; return the new status, None if the lease was gone.
 
     A failure with attempts left puts the task back into the queue, unless it was asked to stop.
     """
-    if tail and not append_log(claim, tail):
+    row = locked(*held(claim))
+    if row is None:
         return None
+    _append(claim, tail)
     failed = outcome.status in (FAILED, TIMED_OUT)
-    if failed and _asked_to_stop(claim):
+    if failed and row["cancel_requested_at"] is not None:
         return _end(claim, WAS_CANCELLED, token)
     if failed and outcome.may_retry and claim.failures + 1 < claim.max_attempts:
         return _try_again(claim, outcome, token)
     return _end(claim, outcome, token)
+
+
+def _append(claim: Claim, tail: Sequence[LogPart]) -> None:
+    for piece in tail:
+        if not (piece.is_doubtful and appended(claim, piece.part)):
+            append_log(claim, piece.part, piece.text)
 
 
 def finished(task_id: str, token: str) -> str | None:
@@ -237,15 +254,17 @@ def backoff_s(failures: int) -> float:
     return float(min(BACKOFF_CEILING_S, BACKOFF_S * 2 ** (failures - 1)) * random.uniform(0.67, 1.0))
 
 
-def release(claim: Claim, reason: str, token: str, tail: str = "") -> str | None:
-    """Hand a running task back to the queue, because its worker stops; the attempt counts neither as failure nor as loss.
+def release(claim: Claim, reason: str, token: str, tail: Sequence[LogPart] = ()) -> str | None:
+    """Hand a running task back to the queue, because its worker cannot go on; that counts neither as failure nor as loss.
 
     Returns the new status, None if the lease was gone; a task that was asked to stop is cancelled instead, and one that may run
     at most once has failed.
     """
-    if tail and not append_log(claim, tail):
+    row = locked(*held(claim))
+    if row is None:
         return None
-    if _asked_to_stop(claim):
+    _append(claim, tail)
+    if row["cancel_requested_at"] is not None:
         return _end(claim, WAS_CANCELLED, token)
     if claim.max_losses == 1:
         message = f"It ran when {reason}, and max_attempts=1 forbids a second run."
@@ -256,10 +275,6 @@ def release(claim: Claim, reason: str, token: str, tail: str = "") -> str | None
 
 #: How an attempt ends that was asked to stop.
 WAS_CANCELLED = Outcome(CANCELLED, error={"code": "cancelled", "message": "Cancelled while it ran."})
-
-
-def _asked_to_stop(claim: Claim) -> bool:
-    return bool(Task.select(Task.id).where(*held(claim), Task.cancel_requested_at.is_null(False)).exists())
 
 
 def _requeued(wait_s: float) -> dict[str, Any]:
@@ -275,67 +290,57 @@ def undeliver(ids: Sequence[str]) -> list[str]:
     return [row["id"] for row in _move(Task.id << list(ids), (DISPATCHED,), QUEUED, "undelivered", {}, **_requeued(0))]
 
 
+def fence(task_id: str, attempt: int, beat: int) -> int | None:
+    """Take the lease of a running task from a worker that is gone, unless it beat meanwhile; return the beat it stands at then.
+
+    From here on its worker can neither renew, log nor finish, so its processes may be ended; then comes `expire`.
+    """
+    unchanged = (Task.id == task_id, Task.status == RUNNING, Task.attempt == attempt, Task.beat == beat)
+    rows = Task.update(claim_token=None, beat=Task.beat + 1).where(*unchanged).returning(Task.beat).tuples()
+    return next((int(row[0]) for row in rows), None)
+
+
 def expire(task_id: str, attempt: int, beat: int, reason: str) -> str | None:
-    """Take a running task from a worker that is gone, unless it beat meanwhile; return the new status, None if it did."""
-    row = (
-        Task.select(Task.losses, Task.max_losses, Task.cancel_requested_at)
-        .where(Task.id == task_id, Task.status == RUNNING, Task.attempt == attempt, Task.beat == beat)
-        .dicts()
-        .first()
-    )
+    """Give a task whose lease was taken its next state; return that, None if another sweep did."""
+    unchanged = _all(Task.id == task_id, Task.attempt == attempt, Task.beat == beat)
+    row = locked(unchanged, Task.status == RUNNING)
     if row is None:
         return None
-    unchanged = _all(Task.id == task_id, Task.attempt == attempt, Task.beat == beat)
-    cancelled, lost = row["cancel_requested_at"] is not None, {"code": "worker_lost", "message": reason}
-    if not cancelled and row["losses"] + 1 < row["max_losses"]:
+    if row["cancel_requested_at"] is None and row["losses"] + 1 < row["max_losses"]:
         wait = backoff_s(row["losses"]) if row["losses"] else 0
-        rows = _move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **_requeued(wait))
-        return QUEUED if rows else None
-    status, error = (
-        (CANCELLED, {"code": "cancelled", "message": "Cancelled; its worker was lost meanwhile."}) if cancelled else (FAILED, lost)
-    )
-    rows = _move(
-        unchanged,
-        (RUNNING,),
-        status,
-        status,
-        error,
-        losses=Task.losses + 1,
-        error_code=error["code"],
-        error=json.dumps(error),
-        finished_at=db.now(),
-    )
-    return status if rows else None
+        _move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **_requeued(wait))
+        return QUEUED
+    status, error = FAILED, {"code": "worker_lost", "message": reason}
+    if row["cancel_requested_at"] is not None:
+        status, error = CANCELLED, {"code": "cancelled", "message": "Cancelled; its worker was lost meanwhile."}
+    ended = {"error_code": error["code"], "error": json.dumps(error), "finished_at": db.now()}
+    _move(unchanged, (RUNNING,), status, status, error, losses=Task.losses + 1, **ended)
+    return status
 
 
 # ---- cancel
 
 
 def cancel(task_id: str, by: str | None) -> str | None:
-    """Cancel a task that is not running at once, and ask a running one to stop; return its status then, None if it is final."""
+    """Cancel a task that is not running at once, and ask a running one to stop; return its status then, None if there is none."""
+    row = locked(Task.id == task_id)
+    if row is None:
+        return None
     data = {"by": by} if by else {}
-    error = {"code": "cancelled", "message": "Cancelled before it started."}
-    rows = _move(
-        Task.id == task_id,
-        (QUEUED, DISPATCHED),
-        CANCELLED,
-        "cancelled",
-        {**error, **data},
-        cancel_requested_at=db.now(),
-        error_code="cancelled",
-        error=json.dumps(error),
-        finished_at=db.now(),
-    )
-    if rows:
+    if row["status"] == RUNNING and row["cancel_requested_at"] is None:
+        asked = (
+            Task.update(cancel_requested_at=db.now(), seq=Task.seq + 1, updated_at=db.now())
+            .where(Task.id == task_id, Task.status == RUNNING)
+            .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at)
+            .dicts()
+        )
+        _record(list(asked), "cancel_requested", data)
+    if row["status"] in (QUEUED, DISPATCHED):
+        error = {"code": "cancelled", "message": "Cancelled before it started."}
+        ended = {"error_code": "cancelled", "error": json.dumps(error), "finished_at": db.now(), "cancel_requested_at": db.now()}
+        _move(Task.id == task_id, (QUEUED, DISPATCHED), CANCELLED, "cancelled", {**error, **data}, **ended)
         return CANCELLED
-    asked = (
-        Task.update(cancel_requested_at=db.now(), seq=Task.seq + 1, updated_at=db.now())
-        .where(Task.id == task_id, Task.status == RUNNING, Task.cancel_requested_at.is_null())
-        .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at)
-        .dicts()
-    )
-    _record(list(asked), "cancel_requested", data)
-    return RUNNING if Task.select(Task.id).where(Task.id == task_id, Task.status == RUNNING).exists() else None
+    return str(row["status"])
 
 
 # ---- the one way to change a status

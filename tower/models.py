@@ -143,6 +143,8 @@ class TaskLog(Row):
     task_id = TextField()
     seq = IntegerField()
     attempt = IntegerField()
+    #: Counts the chunks of an attempt, so that one whose commit was not answered is not added twice.
+    part = IntegerField()
     text = TextField()
 
     class Meta:

@@ -158,12 +158,9 @@ class EnhancedOrchestrator:
         """
 
         def work() -> str:
-            status = lifecycle.cancel(task_id, by)
-            if status is None:
-                found = str(queries.task(task_id)["status"])
-                if found == CANCELLED:
-                    return found
-                raise Conflict(f"Task {task_id} is {found}; a final state is never changed.", code="already_final", task_status=found)
+            status = lifecycle.cancel(task_id, by) or str(queries.task(task_id)["status"])
+            if status in FINAL and status != CANCELLED:
+                raise Conflict(f"Task {task_id} is {status}; a final state is never changed.", code="already_final", task_status=status)
             return status
 
         status = db.unit(work, patience_s=_PATIENCE_S)
@@ -238,7 +235,7 @@ def _insert(tasks: list[NewTask]) -> list[Accepted]:
             task.idempotency_key or "", (named[task.idempotency_key].id if task.idempotency_key else task.id, task.idempotency_hash)
         )
         _refuse_other_body(task, digest, task_id)
-        accepted.append(Accepted(task_id, new=task_id in made and task.id == task_id))
+        accepted.append(Accepted(task_id, new=task.id == task_id))  # the id was made for this request
     return accepted
 
 

@@ -32,7 +32,7 @@ def task(task_id: str) -> dict[str, Any]:
     """Return one task with its wait reason; raise NotFound."""
     row = Task.select().where(Task.id == task_id).dicts().first()
     if row is None:
-        raise NotFound(f"There is no task {task_id!r}; GET /tasks lists them.", code="task_not_found")
+        raise _not_found(task_id)
     _explain_waits([row])
     return dict(row)
 
@@ -76,7 +76,7 @@ def _explain_waits(rows: list[dict[str, Any]]) -> None:
     if not waiting:
         return
     now, held = db.clock(), held_keys()
-    served = {queue for worker in live_workers() for queue in worker["queues"]}
+    served = {queue for worker in live_workers() if worker["slots"] for queue in worker["queues"]}
     for row in waiting:
         if row["ready_at"] > now:
             row["wait_reason"] = "retry_backoff" if row["attempt"] else "not_before"
@@ -159,6 +159,20 @@ def oldest_waiting_s() -> float | None:
 
 
 def in_flight() -> list[dict[str, Any]]:
-    """Return how many tasks of each queue hold or await a slot."""
+    """Return how many tasks of each queue hold or await a slot; not those that a stopping worker still runs."""
+    stopping = Worker.select(Worker.id).where(Worker.slots == 0)
     count = fn.COUNT(Task.id).alias("count")
-    return list(Task.select(Task.queue, count).where(Task.status << IN_FLIGHT).group_by(Task.queue).dicts())
+    counted = (Task.status == DISPATCHED) | ((Task.status == RUNNING) & Task.worker_id.not_in(stopping))
+    return list(Task.select(Task.queue, count).where(counted).group_by(Task.queue).dicts())
+
+
+def progress(task_id: str) -> tuple[str, int]:
+    """Return a task's status and the number of its last event or log chunk; raise NotFound."""
+    row = Task.select(Task.status, Task.seq).where(Task.id == task_id).tuples().first()
+    if row is None:
+        raise _not_found(task_id)
+    return str(row[0]), int(row[1])
+
+
+def _not_found(task_id: str) -> NotFound:
+    return NotFound(f"There is no task {task_id!r}; GET /tasks lists them.", code="task_not_found")

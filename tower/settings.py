@@ -3,11 +3,11 @@
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from typing import Any, Literal
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tower.errors import SettingsError
 
@@ -15,6 +15,11 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 #: Names never handed to a child process: what they hold opens the tower itself.
 _PRIVATE = re.compile(r"^(DATABASE_URL|REDIS_URL|TOWER_.*)$")
+
+#: Who asks, between the slashes and the last @; a password that is not percent-encoded may hold any character.
+_ACCOUNT = re.compile(r"(?P<user>[^:/?#]*)(?P<secret>.*)@", re.DOTALL)
+_DAY_S = 86_400
+_ENCODE = "percent-encode special characters in the password (@ is %40, / is %2F, # is %23, ? is %3F)"
 
 
 class Settings(BaseSettings):
@@ -40,7 +45,7 @@ class Settings(BaseSettings):
         validation_alias="TOWER_ALLOW_ANONYMOUS",
         description="Allow an address other than loopback although anyone who reaches it may run commands.",
     )
-    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+    allowed_hosts: tuple[str, ...] = Field(
         (),
         validation_alias="TOWER_ALLOWED_HOSTS",
         description="More names the `Host` header may carry, comma-separated; loopback names always may.",
@@ -49,13 +54,27 @@ class Settings(BaseSettings):
     lease_s: float = Field(
         30.0,
         ge=1,
+        le=_DAY_S,
+        allow_inf_nan=False,
         validation_alias="TOWER_LEASE_S",
         description="Seconds without a heartbeat after which a running task is taken from its worker.",
     )
     beat_s: float = Field(
-        1.0, gt=0, validation_alias="TOWER_BEAT_S", description="Seconds between two heartbeats; also how fast a cancel arrives."
+        1.0,
+        gt=0,
+        le=_DAY_S,
+        allow_inf_nan=False,
+        validation_alias="TOWER_BEAT_S",
+        description="Seconds between two heartbeats; also how fast a cancel arrives.",
     )
-    sweep_s: float = Field(2.0, gt=0, validation_alias="TOWER_SWEEP_S", description="Seconds between two passes of the sweep.")
+    sweep_s: float = Field(
+        2.0,
+        gt=0,
+        le=_DAY_S,
+        allow_inf_nan=False,
+        validation_alias="TOWER_SWEEP_S",
+        description="Seconds between two passes of the sweep.",
+    )
     max_losses: int = Field(
         3,
         ge=1,
@@ -65,6 +84,8 @@ class Settings(BaseSettings):
     shutdown_grace_s: float = Field(
         10.0,
         ge=0,
+        le=_DAY_S,
+        allow_inf_nan=False,
         validation_alias="TOWER_SHUTDOWN_GRACE_S",
         description="Seconds a worker lets running tasks go on after SIGTERM before it hands them back to the queue.",
     )
@@ -85,6 +106,14 @@ class Settings(BaseSettings):
         "info", validation_alias="TOWER_LOG_LEVEL", description="How much the process log says."
     )
     url: str = Field("http://127.0.0.1:8000", validation_alias="TOWER_URL", description="The tower that the command line talks to.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **__: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the documented variables and no other: pydantic's own source would take a field's bare name, such as URL, as well."""
+        found = {env_name(field): os.environ.get(env_name(field)) for field in cls.model_fields}
+        return init_settings, InitSettingsSource(cls, {name: value for name, value in found.items() if value is not None})
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -109,20 +138,26 @@ class Settings(BaseSettings):
             raise ValueError("expected sqlite:///path, postgres://… or postgresql://…")
         if scheme == "sqlite" and (not rest.startswith("/") or rest in ("/", "/:memory:")):
             raise ValueError("expected a file, as in sqlite:///./devops_control_tower.db (three slashes; memory is not durable)")
+        if scheme != "sqlite":
+            parts = _read_url(value, f"{scheme}://user:password@host:5432/tower")
+            if not parts.hostname and "host" not in dict(parse_qsl(parts.query)):
+                raise ValueError(f"there is no host in it; expected {scheme}://host:5432/tower, and {_ENCODE}")
         return value
 
     @field_validator("redis_url")
     @classmethod
     def _known_broker(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).scheme not in ("redis", "rediss", "unix"):
+        scheme, _, rest = (value or "").partition("://")
+        if value is not None and (scheme not in ("redis", "rediss", "unix") or not rest):
             raise ValueError("expected redis://host:port/0")
+        if scheme in ("redis", "rediss") and value and not _read_url(value, f"{scheme}://user:password@host:6379/0").hostname:
+            raise ValueError(f"there is no host in it; expected {scheme}://host:6379/0, and {_ENCODE}")
         return value
 
     @field_validator("url")
     @classmethod
     def _known_tower(cls, value: str) -> str:
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if value.partition("://")[0].lower() not in ("http", "https") or not _read_url(value, "http://host:port").hostname:
             raise ValueError("expected http://host:port")
         return value
 
@@ -161,15 +196,18 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """Read the settings from the environment, under those overrides that are not None; raise SettingsError naming each that is wrong."""
+    """Read the settings from the environment, under those overrides that are not None; raise SettingsError naming each that is wrong.
+
+    An override is named after the option of the command line that it comes from.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    options = {env_name(name): f"--{name}" for name in given}
     try:
-        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+        return Settings(**given)
     except ValidationError as error:
-        lines = [
-            f"{env_name(str(item['loc'][0]))}={mask_url(str(item['input']))!r}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors(include_url=False)
-        ]
-        raise SettingsError("The environment does not describe a tower. " + " · ".join(lines)) from None
+        wrong = [(str(item["loc"][0]), mask_url(str(item["input"])), item["msg"]) for item in error.errors(include_url=False)]
+        lines = [f"{options.get(name, name)}={value!r}: {said.removeprefix('Value error, ')}" for name, value, said in wrong]
+        raise SettingsError("These settings cannot be used. " + " · ".join(lines)) from None
 
 
 def env_name(field: str) -> str:
@@ -179,17 +217,38 @@ def env_name(field: str) -> str:
 
 
 def mask_url(url: str | None) -> str | None:
-    """Return the URL without its password and query."""
-    if not url or "://" not in url:
-        return "***" if url and "@" in url else url
+    """Return the URL without its password and query; less of it if one cannot tell where the password ends."""
+    if not url:
+        return url
+    scheme, slashes, rest = url.partition("://")
+    if not slashes:
+        return "***" if re.search("[@=?]", url) else url
+    account = None if url.startswith("sqlite:///") else _ACCOUNT.match(rest)
+    place = rest[account.end() :] if account else rest
+    told = f"{scheme}://"
+    if account:
+        if re.search(r"\?.*=", account["secret"], re.DOTALL):  # an @ in the query: what follows may be secret as well
+            return f"{told}{account['user']}:***"
+        told += f"{account['user']}{':***' if account['secret'] else ''}@"
+    told += re.split("[?#]", place, maxsplit=1)[0]
+    try:
+        urlsplit(told).port  # noqa: B018  # a password without an @ after it stands where the port would
+    except ValueError:
+        return f"{scheme}://***"
+    return told + ("?***" if "?" in place else "")
+
+
+def _read_url(url: str, expected: str) -> SplitResult:
+    """Return the parts of a URL; raise ValueError, without any part of it, if host and port cannot be told."""
     try:
         parts = urlsplit(url)
+        parts.port  # noqa: B018
     except ValueError:
-        return url.partition("://")[0] + "://***"
-    account, at, place = parts.netloc.rpartition("@")
-    user, colon, _ = account.partition(":")
-    netloc = f"{user}{':***' if colon else ''}{at}{place}"
-    return urlunsplit((parts.scheme, netloc, parts.path, "***" if parts.query else "", "")) if parts.netloc else url
+        why = "Invalid IPv6 URL" if "[" in url or "]" in url else "Invalid host or port"
+        raise ValueError(f"{why}; expected {expected}, and {_ENCODE}") from None
+    if "@" in parts.path + parts.query.partition("=")[0] + parts.fragment:
+        raise ValueError(f"there is an @ behind the host; expected {expected}, and {_ENCODE}")
+    return parts
 
 
 def child_environment() -> dict[str, str]:

@@ -85,10 +85,12 @@ class Sweep:
         """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
         running = db.read(lambda: list(_running().dicts()))
         for row in self._lost(running):
+            beat = db.unit(partial(lifecycle.fence, row["id"], row["attempt"], row["beat"]))
+            if beat is None:
+                continue
             if row["pid_space"] == pid_space():
                 kill_marked(row["id"], row["attempt"])
-            lease = row["id"], row["attempt"], row["beat"]
-            if db.unit(partial(lifecycle.expire, *lease, row["reason"])):
+            if db.unit(partial(lifecycle.expire, row["id"], row["attempt"], beat, row["reason"])):
                 self._nudger.send(ORCHESTRATE, row["id"])
                 self._nudger.send(TRACE, row["id"])
 

@@ -11,6 +11,8 @@ from tower.handler import Fail, Stopped, TaskContext, handler
 
 _MAX_REDIRECTS = 5
 _TICK_S = 0.1
+#: What may be told to another host than the one that was asked.
+_HARMLESS = ("user-agent", "accept", "accept-encoding", "accept-language", "content-type")
 
 
 class HttpPayload(BaseModel):
@@ -92,7 +94,7 @@ async def _request(payload: HttpPayload) -> dict[str, Any]:
             if target.url.scheme != url.scheme:
                 raise Fail("redirect_refused", f"{_place(payload.url)} redirects to {target.url.scheme}://; call the final URL directly.")
             if target.url.host != url.host or target.url.port != url.port:
-                headers = {name: value for name, value in headers.items() if name.lower() not in ("authorization", "cookie")}
+                headers = {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
             method, url = target.method, target.url  # type: ignore[assignment]  # httpx2 turns a POST into a GET where the RFC says so
             body = None if method == "GET" else body
     raise Fail("redirect_refused", f"{_place(payload.url)} redirects more than {_MAX_REDIRECTS} times.")

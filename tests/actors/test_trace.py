@@ -1,6 +1,7 @@
 """The trace actor on a real disk, and the format it writes."""
 
 import hashlib
+import itertools
 import json
 import os
 import threading
@@ -13,9 +14,11 @@ from tests import rows as r
 from tower import db, leases, lifecycle, trace
 from tower.errors import NotFound
 from tower.leases import Claim
-from tower.lifecycle import Outcome
+from tower.lifecycle import LogPart, Outcome
 from tower.models import SUCCEEDED, Task, new_id
 from tower.settings import Settings
+
+_parts = itertools.count()
 
 
 @pytest.fixture
@@ -24,11 +27,11 @@ def tracer(rows: Settings) -> Tracer:
 
 
 def end(claim: Claim, tail: str = "") -> None:
-    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED, result="1"), new_id(), tail))
+    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED, result="1"), new_id(), [LogPart(next(_parts), tail)] if tail else []))
 
 
 def say(claim: Claim, text: str) -> None:
-    assert db.unit(lambda: leases.append_log(claim, text))
+    assert db.unit(lambda: leases.append_log(claim, next(_parts), text))
 
 
 def log_of(settings: Settings, task_id: str) -> str:

@@ -53,17 +53,22 @@ class Cancelled(BaseModel):
     status: Literal["cancelled", "running"] = Field(examples=["cancelled"])
 
 
-class TaskError(BaseModel):
-    """Why a task did not succeed, or why its last attempt did not."""
+class TaskFailure(BaseModel):
+    """Why a task did not succeed, or why its last attempt did not, in short."""
 
     code: str = Field(examples=["exit_nonzero"])
     message: str = Field(examples=["pytest exited with code 1."])
     advice: str | None = Field(None, examples=[FAILURES["exit_nonzero"]])
+
+
+class TaskError(TaskFailure):
+    """Why a task did not succeed, or why its last attempt did not, with all that the handler told."""
+
     details: dict[str, Any] = Field(default_factory=dict, examples=[{"exit_code": 1, "tail": "1 failed"}])
 
 
 class TaskSummary(BaseModel):
-    """A task, without its payload and result."""
+    """A task, without its payload, result and the details of its error."""
 
     id: str = Field(examples=[_ID])
     type: str = Field(examples=["echo"])
@@ -85,7 +90,7 @@ class TaskSummary(BaseModel):
     timeout_s: float = Field(examples=[60])
     worker_id: str | None = Field(examples=[_ID])
     cancel_requested_at: str | None = Field(examples=[None])
-    error: TaskError | None = Field(examples=[None])
+    error: TaskFailure | None = Field(description="Why it did not succeed; in a list a long message is cut.", examples=[None])
     created_at: str = Field(examples=[_AT])
     queued_at: str = Field(examples=[_AT])
     dispatched_at: str | None = Field(examples=[_AT])
@@ -101,6 +106,7 @@ class TaskDetail(TaskSummary):
 
     payload: dict[str, Any] = Field(examples=[{"hello": "tower"}])
     result: Any = Field(examples=[None])
+    error: TaskError | None = Field(examples=[None])
 
 
 class TaskPage(BaseModel):
@@ -195,6 +201,9 @@ class Queues(BaseModel):
     queues: list[QueueInfo]
 
 
+#: Characters of an error's message in a list, so that a page stays small whatever handlers say.
+_MOST_MESSAGE = 2000
+
 _TIMES = ("not_before", "cancel_requested_at", "created_at", "queued_at", "dispatched_at", "started_at", "finished_at", "updated_at")
 
 
@@ -202,14 +211,14 @@ def summary(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as a TaskSummary."""
     told = {name: row[name] for name in TaskSummary.model_fields if name in row}
     told |= {name: rfc3339(row[name]) for name in _TIMES}
-    told |= {"labels": json.loads(row["labels"]), "error": _error(row), "trace_complete": trace.is_complete(row)}
+    told |= {"labels": json.loads(row["labels"]), "error": _short(_error(row)), "trace_complete": trace.is_complete(row)}
     return told
 
 
 def detail(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as a TaskDetail."""
     result = json.loads(row["result"]) if row["result"] else None
-    return {**summary(row), "payload": json.loads(row["payload"]), "result": result}
+    return {**summary(row), "payload": json.loads(row["payload"]), "result": result, "error": _error(row)}
 
 
 def event(row: dict[str, Any]) -> dict[str, Any]:
@@ -224,3 +233,12 @@ def _error(row: dict[str, Any]) -> dict[str, Any] | None:
     told = json.loads(row["error"])
     code, message = told.pop("code"), told.pop("message")
     return {"code": code, "message": message, "advice": FAILURES.get(code), "details": told}
+
+
+def _short(error: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return an error as it stands in a list."""
+    if error is None:
+        return None
+    message = str(error["message"])
+    cut = message if len(message) <= _MOST_MESSAGE else message[: _MOST_MESSAGE - 1] + "…"
+    return {"code": error["code"], "message": cut, "advice": error["advice"]}

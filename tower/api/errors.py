@@ -35,6 +35,14 @@ _MEANING = {
     503: "Not now; try again after `Retry-After` seconds.",
 }
 
+#: What a value that fits no pattern is not, in words: a person cannot read the pattern.
+_NO_MATCH = {
+    "task_id": "is not a task id; GET /tasks lists them.",
+    "correlation_id": "is not a task id; GET /tasks lists them.",
+    "cursor": "is not a cursor; give the `next_cursor` of the page before, or none for the first.",
+}
+_NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")
+
 #: Errors told of one request; whoever made more has the same cure for the rest.
 _MOST_ERRORS = 20
 
@@ -114,8 +122,11 @@ def _say(item: Any, where: list[str]) -> str:
         guess = f" Did you mean '{near[0]}'?" if near else ""
         return f"There is no such field.{guess} A task has: {', '.join(TaskSpec.model_fields)}."
     given = item.get("input")
+    if item["type"] == "string_pattern_mismatch" and where[-1] in _NO_MATCH:
+        return f"{_short(given)} {_NO_MATCH[where[-1]]}"
     shown = "" if item["type"] == "missing" or isinstance(given, dict | list) else f", got {_short(given)}"
-    return f"{str(item['msg']).removeprefix('Value error, ')}{shown}."
+    said = "Input should be an object, as in {...}" if item["type"] in _NO_OBJECT else str(item["msg"]).removeprefix("Value error, ")
+    return f"{said}{shown}."
 
 
 def _short(value: Any) -> str:

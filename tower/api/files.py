@@ -2,8 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
-from io import BytesIO
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
@@ -37,25 +36,11 @@ def send_file(request: Request, path: Path) -> Response:
     """Answer with a file as it is now: what is appended while it is sent is not part of the answer."""
     file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")  # noqa: SIM115  # closed when it is sent
     info = os.fstat(file.fileno())
-    return _send(request, file, info.st_size, path.name, f'"{info.st_mtime_ns:x}-{info.st_size:x}"')
-
-
-def send_bytes(request: Request, data: bytes, name: str) -> Response:
-    """Answer with what a file of that name would hold."""
-    return _send(request, BytesIO(data), len(data), name, None)
-
-
-def _send(request: Request, file: BinaryIO, size: int, name: str, etag: str | None) -> Response:
-    shown = _SHOWN.get(Path(name).suffix.lower())
-    headers = {
-        "accept-ranges": "bytes",
-        "content-disposition": f"{'inline' if shown else 'attachment'}; filename*=utf-8''{quote(name, safe='')}",
-        "content-security-policy": _SANDBOX,
-    }
-    if etag:
-        headers["etag"] = etag
+    size, etag = info.st_size, f'"{info.st_mtime_ns:x}-{info.st_size:x}"'
+    kind, headers = _kind(path.name)
+    headers |= {"accept-ranges": "bytes", "etag": etag}
     start, end, status = 0, size, 200
-    asked = _RANGE.fullmatch(request.headers.get("range", ""))  # several ranges, or another unit: the whole file, as RFC 9110 allows
+    asked = _asked(request.headers.get("range", ""))
     if asked and request.headers.get("if-range", etag) == etag:
         start, end = _bounds(asked, size)
         if start >= end:
@@ -64,7 +49,29 @@ def _send(request: Request, file: BinaryIO, size: int, name: str, etag: str | No
         headers["content-range"] = f"bytes {start}-{end - 1}/{size}"
         status = 206
     headers["content-length"] = str(end - start)
-    return StreamingResponse(_pieces(file, start, end), status, headers, shown or "application/octet-stream")
+    return StreamingResponse(_pieces(file, start, end), status, headers, kind)
+
+
+def send_pieces(pieces: Iterable[bytes], name: str) -> Response:
+    """Answer with what a file of that name would hold, as it is made: whole, because its size is known only at its end."""
+    kind, headers = _kind(name)
+    return StreamingResponse(pieces, 200, headers, kind)
+
+
+def _kind(name: str) -> tuple[str, dict[str, str]]:
+    """Return the media type of a file of that name, and the headers that keep it from being run."""
+    shown = _SHOWN.get(Path(name).suffix.lower())
+    headers = {
+        "content-disposition": f"{'inline' if shown else 'attachment'}; filename*=utf-8''{quote(name, safe='')}",
+        "content-security-policy": _SANDBOX,
+    }
+    return shown or "application/octet-stream", headers
+
+
+def _asked(text: str) -> re.Match[str] | None:
+    """Return the range that a header asks for; None for several, another unit, or a last byte before the first: RFC 9110 ignores those."""
+    asked = _RANGE.fullmatch(text)
+    return None if asked and asked[2] and int(asked[2]) < int(asked[1]) else asked
 
 
 def _bounds(asked: re.Match[str], size: int) -> tuple[int, int]:

@@ -7,13 +7,14 @@ from fastapi import APIRouter, Request
 from tower import db, queries
 from tower.api.answers import Handlers, Queues, Workers
 from tower.api.errors import problems
+from tower.api.strict import StrictRoute
 from tower.handler import Registry
 from tower.trace import rfc3339
 
-router = APIRouter(tags=["fleet"])
+router = APIRouter(tags=["fleet"], route_class=StrictRoute)
 
 
-@router.get("/handlers", response_model=Handlers, responses=problems(), summary="The task types, their schemas and defaults")
+@router.get("/handlers", response_model=Handlers, responses=problems(422), summary="The task types, their schemas and defaults")
 def handlers(request: Request) -> dict[str, Any]:
     """List every type that can be enqueued."""
     registry: Registry = request.app.state.registry
@@ -32,7 +33,7 @@ def handlers(request: Request) -> dict[str, Any]:
     }
 
 
-@router.get("/workers", response_model=Workers, responses=problems(503), summary="The live workers")
+@router.get("/workers", response_model=Workers, responses=problems(422, 503), summary="The live workers")
 def workers(request: Request) -> dict[str, Any]:
     """List the workers that renewed their row within a lease, and how many tasks each runs."""
     rows, running = db.read(lambda: (queries.live_workers(request.app.state.settings.lease_s), queries.running_counts()))
@@ -43,7 +44,7 @@ def _worker(row: dict[str, Any], running: int) -> dict[str, Any]:
     return {**row, "running": running, "started_at": rfc3339(row["started_at"]), "beat_at": rfc3339(row["beat_at"])}
 
 
-@router.get("/queues", response_model=Queues, responses=problems(503), summary="The queues and what is in them")
+@router.get("/queues", response_model=Queues, responses=problems(422, 503), summary="The queues and what is in them")
 def queue_list(request: Request) -> dict[str, Any]:
     """List every queue of a known type or a waiting task, with the workers that serve it."""
     registry: Registry = request.app.state.registry

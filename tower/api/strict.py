@@ -1,14 +1,18 @@
-"""Routes whose JSON bodies are read strictly."""
+"""Routes that take nothing they do not know: JSON bodies are read strictly, and so are the names in the query."""
 
-from collections.abc import Callable, Coroutine
+import difflib
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import Query
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from tower import jsontext
+from tower.errors import InvalidTask
 
 _LARGE = 100_000
 
@@ -31,16 +35,27 @@ class _StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that takes only JSON that every reader understands alike."""
+    """A route that takes only JSON that every reader understands alike, and only parameters that it has."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Hand the strict request to FastAPI's own handler."""
         handle = super().get_route_handler()
+        known = [field.alias for field in get_flat_params(self.dependant) if isinstance(field.field_info, Query)]
 
         async def strictly(request: Request) -> Response:
+            _refuse_unknown(request.query_params.keys(), known)
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
             except _RefusedBody as error:
                 raise jsontext.BadJson(error.detail) from None
 
         return strictly
+
+
+def _refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise InvalidTask for a parameter that the route would ignore: a filter that is misspelt must not list everything."""
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name[:100], known, n=1)
+            cure = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known) or 'none'}."
+            raise InvalidTask(f"There is no parameter {name[:100]!r}. {cure}", code="invalid_field", field=name[:100])

@@ -101,7 +101,11 @@ def enqueue(
     summary="Enqueue up to 1,000 tasks, all or none",
 )
 def enqueue_batch(request: Request, batch: Batch) -> dict[str, list[str]]:
-    """Take many tasks in with one commit. Those whose idempotency key is known are not made again."""
+    """Take many tasks in with one commit. Each may carry an idempotency key; those whose key is known are not made again."""
+    if "idempotency-key" in request.headers:
+        raise InvalidTask(
+            "A batch has no key of its own; give each task of it an idempotency_key.", code="invalid_field", field="idempotency-key"
+        )
     return {"task_ids": [accepted.id for accepted in _orchestrator(request).enqueue_all(batch.tasks)]}
 
 
@@ -160,7 +164,7 @@ def events(
     """Return a task's events in order."""
 
     def work() -> list[dict[str, Any]]:
-        queries.task(task_id)
+        queries.progress(task_id)
         return queries.events(task_id, after)
 
     return {"events": [event(row) for row in db.read(work)]}

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -13,13 +14,14 @@ from starlette.concurrency import run_in_threadpool
 from tower import db, queries, trace
 from tower.api.answers import Files
 from tower.api.errors import problems
-from tower.api.files import MEDIA_TYPES, send_bytes, send_file
+from tower.api.files import MEDIA_TYPES, send_file, send_pieces
+from tower.api.strict import StrictRoute
 from tower.api.tasks import TaskId
 from tower.errors import NotFound, Unavailable
 from tower.models import FINAL
 from tower.trace import LOG
 
-router = APIRouter(prefix="/tasks", tags=["traces"])
+router = APIRouter(prefix="/tasks", tags=["traces"], route_class=StrictRoute)
 
 _LOOK_S = 0.5
 _KEEP_ALIVE_S = 15.0
@@ -72,31 +74,38 @@ async def log(
     ] = None,
     range_: Range = None,
 ) -> Response:
-    """Return log.txt, whole or by byte range; or stream it live, each `log` event some lines, `end` the last."""
-    row = await run_in_threadpool(lambda: db.read(lambda: queries.task(task_id)))
+    """Return log.txt, whole or, once it is traced, by byte range; or stream it live, each `log` event some lines, `end` the last."""
+    _, seq = await run_in_threadpool(lambda: db.read(lambda: queries.progress(task_id)))
     if follow:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(_follow(task_id, last_event_id or 0), media_type="text/event-stream", headers=headers)
-    return await run_in_threadpool(_whole_log, request, row)
+    return await run_in_threadpool(_whole_log, request, task_id, seq)
 
 
-def _whole_log(request: Request, row: dict[str, Any]) -> Response:
+def _whole_log(request: Request, task_id: str, seq: int) -> Response:
     try:
-        return send_file(request, trace.find_file(request.app.state.settings.trace_dir, row["id"], LOG))
+        return send_file(request, trace.find_file(request.app.state.settings.trace_dir, task_id, LOG))
     except NotFound:  # not traced yet, or on a disk that this server does not see: the rows say the same
-        entries = db.read(lambda: _entries(row, 0, row["seq"]))
-        return send_bytes(request, trace.render_log(entries).encode(), LOG)
+        return send_pieces(_log_of_rows(task_id, seq), LOG)
 
 
-def _entries(row: dict[str, Any], after: int, limit: int) -> list[dict[str, Any]]:
-    """Return log entries up to what the row knew: of those that come meanwhile, a later one may show before an earlier."""
-    return [entry for entry in queries.log_entries(row["id"], after, limit) if entry["seq"] <= row["seq"]]
+def _log_of_rows(task_id: str, seq: int) -> Iterator[bytes]:
+    """Yield the log up to `seq`, a few entries at a time: it may be larger than what the server can hold."""
+    after = 0
+    while entries := db.read(partial(_entries, task_id, seq, after)):
+        after = entries[-1]["seq"]
+        yield trace.render_log(entries).encode()
+
+
+def _entries(task_id: str, seq: int, after: int) -> list[dict[str, Any]]:
+    """Return some log entries up to what the row knew: of those that come meanwhile, a later one may show before an earlier."""
+    return [entry for entry in queries.log_entries(task_id, after, _BATCH) if entry["seq"] <= seq] if after < seq else []
 
 
 def _news(task_id: str, after: int) -> tuple[str, list[dict[str, Any]]]:
     def work() -> tuple[str, list[dict[str, Any]]]:
-        row = queries.task(task_id)
-        return row["status"], _entries(row, after, _BATCH)
+        status, seq = queries.progress(task_id)
+        return status, _entries(task_id, seq, after)
 
     return db.read(work)
 
@@ -127,7 +136,7 @@ async def _follow(task_id: str, after: int) -> AsyncIterator[bytes]:
 @router.get("/{task_id}/files", response_model=Files, responses=problems(404, 422, 503), summary="List the files of a task's trace")
 def files(request: Request, task_id: TaskId) -> dict[str, Any]:
     """List what is in the task's folder; empty until something was traced."""
-    db.read(lambda: queries.task(task_id))
+    db.read(lambda: queries.progress(task_id))
     return {"files": trace.list_files(request.app.state.settings.trace_dir, task_id)}
 
 
@@ -148,5 +157,5 @@ def file(
     range_: Range = None,
 ) -> Response:
     """Return one file, whole or by byte range; what a browser could run is sent as a download."""
-    db.read(lambda: queries.task(task_id))
+    db.read(lambda: queries.progress(task_id))
     return send_file(request, trace.find_file(request.app.state.settings.trace_dir, task_id, path))

@@ -82,8 +82,10 @@ CREATE TABLE task_log (
     task_id TEXT NOT NULL REFERENCES task (id) ON DELETE CASCADE,
     seq INTEGER NOT NULL,
     attempt INTEGER NOT NULL,
+    part INTEGER NOT NULL,
     text TEXT NOT NULL,
-    PRIMARY KEY (task_id, seq)
+    PRIMARY KEY (task_id, seq),
+    UNIQUE (task_id, attempt, part)
 );
 
 CREATE TABLE task_artifact (
