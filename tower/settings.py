@@ -205,7 +205,7 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        wrong = [(str(item["loc"][0]), mask_url(str(item["input"])), item["msg"]) for item in error.errors(include_url=False)]
+        wrong = [(env_name(str(item["loc"][0])), mask_url(str(item["input"])), item["msg"]) for item in error.errors(include_url=False)]
         lines = [f"{options.get(name, name)}={value!r}: {said.removeprefix('Value error, ')}" for name, value, said in wrong]
         raise SettingsError("These settings cannot be used. " + " · ".join(lines)) from None
 

@@ -1,6 +1,7 @@
 """Attempts in a whole embedded tower: how each way of ending is recorded."""
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -41,6 +42,63 @@ def test_an_exception_is_handler_error_with_its_traceback_in_the_log(sqlite_towe
     assert (task["status"], task["error"]["code"]) == ("failed", "handler_error")
     assert task["error"]["message"] == "RuntimeError: it broke"
     assert "Traceback" in sqlite_tower.log(task["id"])
+
+
+def test_a_handler_that_asks_to_exit_fails_its_task_and_nothing_else(sqlite_tower: Tower, handle: Any) -> None:
+    """SystemExit is a handler's failure too; the worker goes on."""
+    handle(lambda payload, task: sys.exit(3))
+    assert sqlite_tower.wait(sqlite_tower.enqueue("echo"))["error"]["message"] == "SystemExit: 3"
+    handle(lambda payload, task: "fine")
+    assert sqlite_tower.wait(sqlite_tower.enqueue("echo"))["result"] == "fine"
+
+
+def test_whatever_a_failure_says_can_be_kept(tower: Tower, handle: Any) -> None:
+    """Half characters, NUL and endless texts are made storable and short."""
+
+    def refuse(payload: Any, task: TaskContext) -> None:
+        raise Fail("odd", "caf\udce9 \x00" + "x" * 100_000, body="y" * 1_000_000, list=list(range(9000)))
+
+    handle(refuse)
+    error = tower.wait(tower.enqueue("echo"))["error"]
+    assert error["message"].startswith("caf? \ufffdxxx")
+    assert len(json.dumps(error)) < 15_000
+
+
+@pytest.mark.parametrize("after_s", [float("inf"), float("nan"), -1, 1e12])
+def test_a_handler_cannot_put_its_task_off_for_ever(sqlite_tower: Tower, handle: Any, after_s: float) -> None:
+    """P1: every task reaches a final state."""
+
+    def never(payload: Any, task: TaskContext) -> None:
+        raise Retry(after_s)
+
+    handle(never)
+    task = sqlite_tower.wait(sqlite_tower.enqueue("echo"))
+    assert "takes seconds from 0 to a year" in task["error"]["message"]
+
+
+def test_a_file_with_a_name_that_cannot_be_kept_fails_the_task_and_says_so(sqlite_tower: Tower, handle: Any) -> None:
+    """Written past `artifact()`, straight into the folder."""
+
+    def leave(payload: Any, task: TaskContext) -> None:
+        (task.artifact("good").parent / ("n" * 230)).touch()
+
+    handle(leave)
+    task = sqlite_tower.wait(sqlite_tower.enqueue("echo"))
+    assert task["error"]["code"] == "artifact_name"
+    sqlite_tower.traced(task["id"])
+
+
+def test_the_files_of_a_later_attempt_replace_those_of_earlier_ones(sqlite_tower: Tower, handle: Any) -> None:
+    """A file where a folder was stands in nobody's way."""
+
+    def leave(payload: Any, task: TaskContext) -> None:
+        task.artifact("out" if task.attempt == 1 else "out/x").write_text(str(task.attempt))
+        if task.attempt == 1:
+            raise Retry(0.01)
+
+    handle(leave, max_attempts=2)
+    folder = sqlite_tower.traced(sqlite_tower.enqueue("echo"))
+    assert (folder / "artifacts/out/x").read_text() == "2"
 
 
 def test_a_handler_fails_with_a_code_and_details_of_its_own(sqlite_tower: Tower, handle: Any) -> None:

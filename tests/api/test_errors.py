@@ -45,11 +45,12 @@ def test_a_type_that_resembles_nothing_gets_no_guess(api: Tower) -> None:
         ({"type": "echo", "titel": "x"}, "titel", "There is no such field. Did you mean 'title'? A task has: type, payload, title"),
         ({"type": "echo", "labels": {"a b": "c"}}, "labels.a b.[key]", "pattern"),
         ({"type": "echo", "labels": {"path": 1}}, "labels.path", "valid string, got 1"),
-        ({"type": "echo", "payload": []}, "payload", "valid dictionary"),
+        ({"type": "echo", "payload": []}, "payload", "Input should be an object, as in {...}."),
         ({"payload": {}}, "type", "Field required."),
-        ([], "body", "valid dictionary"),
-        ("text", "body", "valid dictionary"),
-        (None, "body", "valid dictionary"),
+        ({"type": "echo", "labels": "a"}, "labels", "Input should be an object, as in {...}, got 'a'."),
+        ([], "body", "Input should be an object, as in {...}."),
+        ("text", "body", "Input should be an object, as in {...}, got 'text'."),
+        (None, "body", "Input should be an object, as in {...}"),
     ],
 )
 def test_a_bad_field_is_named_with_its_value_and_the_cure(api: Tower, body: Any, field: str, said: str) -> None:
@@ -85,6 +86,17 @@ def test_a_bad_payload_names_the_field_in_it(api: Tower, type_: str, payload: An
     assert told["field"] == field
     assert said in told["detail"] and type_ in told["detail"]
     assert count(api, "nobody") == 0
+
+
+@pytest.mark.parametrize("bad", ["xyz", "0192F0C1-2345-7ABC-8DEF-0123456789AB", "x" * 5000])
+def test_a_malformed_id_is_said_to_be_none(api: Tower, bad: str) -> None:
+    """In words with the next step; nobody can read a pattern."""
+    shown = repr(bad) if len(bad) < 80 else "'xxx"
+    for method, path in (("GET", ""), ("GET", "/events"), ("GET", "/log"), ("GET", "/files"), ("POST", "/cancel"), ("POST", "/retry")):
+        told = is_problem(api.client.request(method, f"/tasks/{bad}{path}"), 422, "invalid_field")
+        assert told["detail"].startswith(f"task_id: {shown}") and told["field"] == "task_id"
+        assert told["detail"].endswith(" is not a task id; GET /tasks lists them.")
+        assert "[0-9a-f]" not in told["detail"] and len(told["detail"]) < 200
 
 
 def test_every_wrong_field_is_told_at_once(api: Tower) -> None:
@@ -181,7 +193,8 @@ def test_an_unforeseen_failure_is_a_problem_document_without_its_details(
 
 def test_a_database_that_is_gone_is_answered_with_when_to_try_again(api: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     """503 and Retry-After, and patience before."""
-    monkeypatch.setattr(db, "read", lambda work: db._patiently(work, 0.1))
+    read = db.read
+    monkeypatch.setattr(db, "read", lambda work: read(work, patience_s=0.1))
     _broken(monkeypatch, peewee.OperationalError("connection refused"))
     answer = api.client.get("/tasks")
 
@@ -218,4 +231,4 @@ def test_no_answer_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _impatient(patiently: Any) -> Any:
-    return lambda work, patience_s: patiently(work, 0.0)
+    return lambda work, patience_s, *more: patiently(work, 0.0, *more)

@@ -1,12 +1,15 @@
 """Enqueue, list, show, events, cancel and retry."""
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.api.conftest import count, forget_all_tasks, is_problem
 from tests.conftest import Tower
-from tower.models import new_id
+from tower import db
+from tower.errors import FAILURES
+from tower.models import Task, new_id
 
 LATER = "2500-01-01T00:00:00Z"
 ENQUEUE, BATCH = "/tasks/enqueue", "/tasks/enqueue/batch"
@@ -179,6 +182,17 @@ def test_a_batch_sent_again_with_keys_gives_the_same_tasks(api: Tower) -> None:
     assert first["task_ids"][0] == first["task_ids"][2] != first["task_ids"][1]
 
 
+@pytest.mark.parametrize("name", ["key", ""])
+def test_a_batch_has_no_key_of_its_own(api: Tower, name: str) -> None:
+    """A header that were ignored would make a repeated batch twice."""
+    good = {"type": "echo", "requested_by": "keyed"}
+    answer = api.client.post(BATCH, json={"tasks": [good]}, headers={"Idempotency-Key": name})
+
+    told = is_problem(answer, 422, "invalid_field")
+    assert told["detail"] == "A batch has no key of its own; give each task of it an idempotency_key."
+    assert count(api, "keyed") == 0
+
+
 # ---- list
 
 
@@ -254,10 +268,11 @@ def test_tasks_are_found_by_their_time(api: Tower) -> None:
         ("limit", "1000000000", "less than or equal to 500"),
         ("limit", "abc", "valid integer"),
         ("limit", "9" * 5000, "integer"),
-        ("cursor", "abc", "pattern"),
-        ("cursor", "../../etc/passwd", "pattern"),
-        ("cursor", "00000000-0000-7000-8000-000000000000\n", "pattern"),
-        ("cursor", "' OR 1=1 --", "pattern"),
+        ("cursor", "abc", "'abc' is not a cursor; give the `next_cursor` of the page before"),
+        ("cursor", "../../etc/passwd", "is not a cursor"),
+        ("cursor", "00000000-0000-7000-8000-000000000000\n", "is not a cursor"),
+        ("cursor", "' OR 1=1 --", "is not a cursor"),
+        ("correlation_id", "abc", "'abc' is not a task id; GET /tasks lists them."),
         ("status", "done", "'queued', 'dispatched'"),
         ("status", ["queued"] * 21, "at most 20 items"),
         ("type", ["echo"] * 101, "at most 100 items"),
@@ -283,6 +298,62 @@ def test_a_bad_filter_is_refused_with_its_name_and_the_cure(api: Tower, name: st
 
     assert told["field"].startswith(name)
     assert said in told["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "name", "said"),
+    [
+        ("GET", "/tasks", "statu", "There is no parameter 'statu'. Did you mean 'status'?"),
+        ("GET", "/tasks", "lable", "There is no parameter 'lable'. Did you mean 'label'?"),
+        ("GET", "/tasks", "Status", "There is no parameter 'Status'. Did you mean 'status'?"),
+        ("GET", "/tasks", "zzz", "There is no parameter 'zzz'. Known: status, type, label, text, "),
+        ("GET", "/tasks", "", "There is no parameter ''. Known: "),
+        ("POST", "/tasks/enqueue", "priority", "There is no parameter 'priority'. Known: none."),
+        ("POST", "/tasks/enqueue/batch", "by", "There is no parameter 'by'. Known: none."),
+        ("GET", "/tasks/{id}", "text", "There is no parameter 'text'. Known: none."),
+        ("GET", "/tasks/{id}/events", "afte", "There is no parameter 'afte'. Did you mean 'after'?"),
+        ("GET", "/tasks/{id}/log", "folow", "There is no parameter 'folow'. Did you mean 'follow'?"),
+        ("GET", "/tasks/{id}/log", "Range", "There is no parameter 'Range'. Known: follow."),
+        ("GET", "/tasks/{id}/files", "task_id", "There is no parameter 'task_id'. Known: none."),
+        ("GET", "/tasks/{id}/files/log.txt", "path", "There is no parameter 'path'. Known: none."),
+        ("POST", "/tasks/{id}/cancel", "bye", "There is no parameter 'bye'. Did you mean 'by'?"),
+        ("POST", "/tasks/{id}/retry", "zzz", "There is no parameter 'zzz'. Known: by."),
+        ("GET", "/handlers", "type", "There is no parameter 'type'. Known: none."),
+        ("GET", "/workers", "queue", "There is no parameter 'queue'. Known: none."),
+        ("GET", "/queues", "name", "There is no parameter 'name'. Known: none."),
+        ("GET", "/health", "ready", "There is no parameter 'ready'. Known: none."),
+        ("GET", "/health/ready", "full", "There is no parameter 'full'. Known: none."),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_have_is_refused(api: Tower, method: str, path: str, name: str, said: str) -> None:
+    """A misspelt filter never lists everything, a misspelt option is never ignored."""
+    task_id = waiting(api)
+    answer = api.client.request(method, path.replace("{id}", task_id), params={name: "failed"})
+
+    told = is_problem(answer, 422, "invalid_field")
+    assert (told["detail"][: len(said)], told["field"]) == (said, name)
+    assert api.task(task_id)["status"] == "queued"
+
+
+def test_a_long_name_of_a_parameter_gets_a_short_answer(api: Tower) -> None:
+    """The answer's size does not follow the request's."""
+    answer = api.client.get("/tasks", params={"x" * 20_000: "1"})
+
+    is_problem(answer, 422, "invalid_field")
+    assert len(answer.content) < 1000
+
+
+def test_a_list_tells_of_a_failure_in_short(api: Tower) -> None:
+    """A page of tasks that failed with much to say stays small; the task itself says all."""
+    mark = key()
+    task_id = api.enqueue("echo", labels={"run": mark}, not_before=LATER)
+    error = {"code": "exit_nonzero", "message": "é" * 5000, "exit_code": 3, "tail": "x" * 100_000}
+    db.unit(lambda: Task.update(status="failed", error=json.dumps(error)).where(Task.id == task_id).execute())
+
+    (told,) = api.client.get("/tasks", params={"label": f"run:{mark}"}).json()["tasks"]
+    assert told["error"] == {"code": "exit_nonzero", "message": "é" * 1999 + "…", "advice": FAILURES["exit_nonzero"]}
+    whole = api.task(task_id)["error"]
+    assert (whole["message"], whole["details"]) == (error["message"], {"exit_code": 3, "tail": error["tail"]})
 
 
 def test_a_forged_cursor_is_harmless(api: Tower) -> None:

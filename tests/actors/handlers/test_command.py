@@ -140,6 +140,28 @@ def test_a_program_that_is_killed_says_by_which_signal(sqlite_tower: Tower) -> N
     assert (error["details"]["exit_code"], error["message"]) == (-9, "sleep was ended by signal 9.")
 
 
+def test_what_a_program_says_on_its_way_out_is_heard(sqlite_tower: Tower) -> None:
+    """It is read on while it obeys, however much it says."""
+    script = "\n".join(
+        [
+            "import signal, sys, time",
+            "def bye(*_):",
+            "    print('x' * 300_000)",
+            "    print('tidied')",
+            "    sys.exit(0)",
+            "signal.signal(signal.SIGTERM, bye)",
+            "print('up', flush=True)",
+            "time.sleep(300)",
+        ]
+    )
+    task_id = sqlite_tower.enqueue("command", {"argv": [sys.executable, "-c", script]})
+    wait_for("the program", lambda: "] up" in sqlite_tower.log(task_id))
+    sqlite_tower.client.post(f"/tasks/{task_id}/cancel")
+    assert sqlite_tower.wait(task_id, seconds=4)["status"] == "cancelled"
+    sqlite_tower.traced(task_id)
+    assert "] tidied" in sqlite_tower.log(task_id)
+
+
 def test_no_process_of_ours_is_a_zombie(sqlite_tower: Tower) -> None:
     """Every child is waited for."""
     for _ in range(3):
