@@ -1,6 +1,5 @@
 """Settings: where they come from, what stops the start, and what is never shown."""
 
-import os
 from typing import Any
 
 import pytest
@@ -166,10 +165,3 @@ def test_a_wrong_option_is_not_blamed_on_the_environment(monkeypatch: pytest.Mon
     assert "--url='localhost:8000': expected http://host:port" in said
     assert "TOWER_SLOTS='many': Input should be a valid integer" in said
     assert "TOWER_URL" not in said and "environment" not in said
-
-
-def test_no_setting_is_read_anywhere_else() -> None:
-    """The names are the aliases of the fields, each once."""
-    names = [env_name(field) for field in Settings.model_fields]
-    assert len({*names}) == len(names) and all(name.isupper() for name in names)
-    assert not {*names} & {*os.environ}

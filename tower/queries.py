@@ -164,3 +164,15 @@ def in_flight() -> list[dict[str, Any]]:
     count = fn.COUNT(Task.id).alias("count")
     counted = (Task.status == DISPATCHED) | ((Task.status == RUNNING) & Task.worker_id.not_in(stopping))
     return list(Task.select(Task.queue, count).where(counted).group_by(Task.queue).dicts())
+
+
+def progress(task_id: str) -> tuple[str, int]:
+    """Return a task's status and the number of its last event or log chunk; raise NotFound."""
+    row = Task.select(Task.status, Task.seq).where(Task.id == task_id).tuples().first()
+    if row is None:
+        raise _not_found(task_id)
+    return str(row[0]), int(row[1])
+
+
+def _not_found(task_id: str) -> NotFound:
+    return NotFound(f"There is no task {task_id!r}; GET /tasks lists them.", code="task_not_found")
