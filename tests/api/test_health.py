@@ -48,3 +48,9 @@ def test_a_tower_without_its_broker_is_degraded_but_takes_tasks(api: Tower) -> N
 
     assert (answer.status_code, answer.json()["status"], answer.json()["broker"]) == (200, "degraded", "down")
     assert "connection refused" in answer.json()["problems"][0]
+
+
+def test_a_probe_may_add_whatever_it_likes(api: Tower) -> None:
+    """Monitors put time stamps into the query to get past caches."""
+    assert api.client.get("/health?t=123").json() == {"status": "ok"}
+    assert api.client.get("/health/ready?t=123").status_code == 200

@@ -321,8 +321,6 @@ def test_a_bad_filter_is_refused_with_its_name_and_the_cure(api: Tower, name: st
         ("GET", "/handlers", "type", "There is no parameter 'type'. Known: none."),
         ("GET", "/workers", "queue", "There is no parameter 'queue'. Known: none."),
         ("GET", "/queues", "name", "There is no parameter 'name'. Known: none."),
-        ("GET", "/health", "ready", "There is no parameter 'ready'. Known: none."),
-        ("GET", "/health/ready", "full", "There is no parameter 'full'. Known: none."),
     ],
 )
 def test_a_parameter_that_a_route_does_not_have_is_refused(api: Tower, method: str, path: str, name: str, said: str) -> None:
