@@ -63,8 +63,6 @@ class Attempt:
         if "folder" in self.__dict__:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    # ---- when to stop
-
     def stop(self, reason: str) -> None:
         """Ask the handler to end; the first reason counts, but a lost lease beats all."""
         if self._stop is None or reason == LEASE_LOST:
@@ -100,8 +98,6 @@ class Attempt:
         if self.stop_reason:
             raise Stopped(self.stop_reason)
 
-    # ---- what it leaves
-
     def artifact(self, name: str) -> Path:
         """Return where to write a file that shall be kept in the trace as artifacts/<name>."""
         path = self.artifacts / _checked(name)
@@ -130,8 +126,6 @@ class Attempt:
     ) -> Finished:
         """Run a child process whose output streams into log.txt; its whole tree ends with the attempt."""
         return child.run(self, argv, cwd=cwd, env=env or {}, stdin=stdin)
-
-    # ---- the log
 
     def log(self, text: str) -> None:
         """Add lines to log.txt."""

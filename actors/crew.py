@@ -64,8 +64,6 @@ class Crew(Middleware):
         elif self._is_leaving:
             self._nudger.send(actor_name, task_id)  # for somebody who stays
 
-    # ---- dramatiq's worker
-
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Make room for the control actors beside the slots, and start beating."""
         slots = worker.worker_threads
@@ -98,8 +96,6 @@ class Crew(Middleware):
                 return
             except Unavailable as error:
                 _log.warning("%s The worker starts when it does.", error.message)
-
-    # ---- the worker
 
     def _start(self, slots: int, queues: list[str], write_trace: Callable[[str], None] | None) -> None:
         self._worker = WorkerProcess(self._settings, self._nudger, slots=slots, queues=queues)

@@ -96,8 +96,6 @@ class Runner:
         claim = db.unit(lambda: lifecycle.claim(me, token, task_id=task_id, queues=queues), recognise=lambda: lifecycle.claimed(token))
         return claim, sent
 
-    # ---- one attempt
-
     def _run(self, claim: Claim, leased_at: float) -> None:
         with Attempt(claim, self._settings) as attempt:
             self._worker.add(attempt, leased_at)

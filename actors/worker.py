@@ -42,8 +42,6 @@ class WorkerProcess:
         self._last_nudge = 0.0
         self._outage = Outage(_log, "the database answers again")
 
-    # ---- life
-
     def start(self, look: Callable[[], None]) -> None:
         """Start the pulse, which makes the worker known; `look` is called when slots are free and no nudge comes."""
         self._pulse = threading.Thread(target=self._run_pulse, args=(look,), name="pulse", daemon=True)
@@ -78,8 +76,6 @@ class WorkerProcess:
                 return False
             time.sleep(0.02)
         return True
-
-    # ---- slots and attempts
 
     def take_slot(self) -> bool:
         """Take a slot if one is free and the worker goes on."""
@@ -117,8 +113,6 @@ class WorkerProcess:
         """Return what runs now."""
         with self._lock:
             return list(self._attempts.values())
-
-    # ---- the pulse
 
     def _run_pulse(self, look: Callable[[], None]) -> None:
         next_beat = next_flush = next_row = next_look = 0.0

@@ -64,3 +64,14 @@ def add_worker(worker_id: str = "w1", **fields: Any) -> None:
         "version": "0",
     }
     db.unit(lambda: Worker.insert(id=worker_id, started_at=db.now(), beat_at=db.now(), **(values | fields)).execute())
+
+
+class Nudges:
+    """Stands in for the broker: remembers what was sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+
+    def send(self, actor: str, task_id: str) -> bool:
+        self.sent.append((actor, task_id))
+        return True

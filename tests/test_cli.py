@@ -120,9 +120,6 @@ def run(run_local: Run, server: Processes, monkeypatch: pytest.MonkeyPatch) -> R
     return run_local
 
 
-# ---- without a tower
-
-
 def test_it_says_its_version(run_local: Run) -> None:
     """`tower --version` names the package's version."""
     assert run_local("--version") == Told(0, f"tower {__version__}\n", "")
@@ -228,9 +225,6 @@ def test_a_log_line_keeps_its_colours_and_nothing_else_that_acts() -> None:
     assert present.log_line("a\tb") == "a\tb"
     assert present.log_line("\x1b[31mred") == "\x1b[31mred\x1b[0m"
     assert present.log_line("x\x1b]0;t\x07\x1b[2J\u202e\x9by") == "x\ufffd]0;t\ufffd\ufffd[2J\ufffd\ufffdy"
-
-
-# ---- with a running tower
 
 
 @slow

@@ -89,16 +89,12 @@ def test_tasks_of_a_stopping_worker_take_no_room_from_others(rows: Settings) -> 
     """They will come back to the queue or end where they are."""
     from actors.orchestrator import Dispatcher
 
-    class Nudges:
-        def send(self, actor: str, task_id: str) -> bool:
-            return True
-
     r.add_worker("leaving", slots=0)
     r.add_worker("staying", slots=2)
     for _ in range(8):
         r.running(worker="leaving")
     waiting = [r.insert() for _ in range(2)]
-    assert Dispatcher(rows, Nudges()).run_pass() == 2  # type: ignore[arg-type]
+    assert Dispatcher(rows, r.Nudges()).run_pass() == 2  # type: ignore[arg-type]
     assert {r.row(task_id)["status"] for task_id in waiting} == {"dispatched"}
 
 
@@ -123,18 +119,12 @@ def test_a_late_beat_keeps_the_processes_of_a_live_worker(rows: Settings, monkey
 def test_a_task_starts_at_its_time_not_seconds_later(rows: Settings) -> None:
     """The sweep that wakes for it finds its nudge due."""
 
-    sent: list[str] = []
-
-    class Nudges:
-        def send(self, actor: str, task_id: str) -> bool:
-            sent.append(task_id)
-            return True
-
+    nudges = r.Nudges()
     task_id = r.insert(not_before=db.read(db.clock) + 0.4)
-    sweep = Sweep(rows, Nudges())  # type: ignore[arg-type]
+    sweep = Sweep(rows, nudges)  # type: ignore[arg-type]
     sweep.run_once()
-    assert sent == []
+    assert nudges.sent == []
     wait_for("its time", lambda: db.read(db.clock) > (r.row(task_id)["not_before"] or 0))
     sweep.run_once()
-    assert sent == [task_id]
+    assert nudges.sent == [("tower.orchestrate", task_id)]
     assert r.row(task_id)["status"] == QUEUED

@@ -23,9 +23,6 @@ def refusal(**overrides: Any) -> str:
     return caught.value.message
 
 
-# ---- what is never shown
-
-
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
@@ -57,9 +54,6 @@ def refusal(**overrides: Any) -> str:
 def test_no_part_of_a_password_is_shown(url: str | None, shown: str | None) -> None:
     """Whatever stands between the first colon and the last @ is masked, and so is the query."""
     assert mask_url(url) == shown
-
-
-# ---- what stops the start
 
 
 @pytest.mark.parametrize(
@@ -118,9 +112,6 @@ def test_a_number_of_seconds_is_finite(monkeypatch: pytest.MonkeyPatch, name: st
     monkeypatch.setenv(name, value)
 
     assert f"{name}='{value}': Input should be" in refusal()
-
-
-# ---- where they come from
 
 
 def test_only_the_documented_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:

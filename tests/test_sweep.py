@@ -15,24 +15,13 @@ from tower.settings import Settings
 from tower.sweep import Sweep
 
 
-class _Nudges:
-    """Stands in for the broker: remembers what was sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, str]] = []
-
-    def send(self, actor: str, task_id: str) -> bool:
-        self.sent.append((actor, task_id))
-        return True
+@pytest.fixture
+def nudges() -> r.Nudges:
+    return r.Nudges()
 
 
 @pytest.fixture
-def nudges() -> _Nudges:
-    return _Nudges()
-
-
-@pytest.fixture
-def sweep(rows: Settings, nudges: _Nudges) -> Sweep:
+def sweep(rows: Settings, nudges: r.Nudges) -> Sweep:
     return Sweep(rows, nudges)  # type: ignore[arg-type]
 
 
@@ -41,7 +30,7 @@ def make_due(**more: Any) -> None:
     db.unit(lambda: Task.update(nudge_at=0, trace_due_at=0, **more).execute())
 
 
-def test_a_queued_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nudges: _Nudges) -> None:
+def test_a_queued_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nudges: r.Nudges) -> None:
     """Once, for the orchestrator actor; not again before its time."""
     task_id = r.insert()
     make_due()
@@ -50,7 +39,7 @@ def test_a_queued_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nudges
     assert nudges.sent.count(("tower.orchestrate", task_id)) == 1
 
 
-def test_a_dispatched_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nudges: _Nudges) -> None:
+def test_a_dispatched_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nudges: r.Nudges) -> None:
     """To the handler actor of its type."""
     r.add_worker()
     task_id = r.insert()
@@ -70,7 +59,7 @@ def test_a_dispatched_task_without_any_worker_goes_back_to_the_queue(sweep: Swee
     assert r.kinds(task_id)[-1] == "undelivered"
 
 
-def test_a_missing_trace_is_asked_for_again(sweep: Sweep, nudges: _Nudges) -> None:
+def test_a_missing_trace_is_asked_for_again(sweep: Sweep, nudges: r.Nudges) -> None:
     """Also for a task that only waits."""
     task_id = r.insert()
     make_due()
@@ -158,7 +147,7 @@ def test_an_idle_tower_writes_nothing(sweep: Sweep, monkeypatch: pytest.MonkeyPa
 
 def test_two_sweeps_do_no_more_than_one(rows: Settings) -> None:
     """Every statement compares before it sets."""
-    nudges, task_id = _Nudges(), r.insert()
+    nudges, task_id = r.Nudges(), r.insert()
     r.add_worker(pid=2**22 + 1, pid_space=host.pid_space(), pid_started=0)
     claim = r.running()
     make_due()

@@ -57,9 +57,6 @@ def cli() -> None:
     """Run a DevOps Control Tower, or talk to one that runs."""
 
 
-# ---- what runs here
-
-
 @cli.command(epilog="Example: tower up --port 8080")
 @click.option("--host", help="The address to bind; HOST if absent.")
 @click.option("--port", type=click.IntRange(0, 65535), help="The port to bind; PORT if absent, any free one if 0.")
@@ -98,9 +95,6 @@ def check(as_json: bool) -> None:
         for warning in warnings:
             click.echo(f"warning: {present.plain(warning)}")
     settings.refuse_unsafe()
-
-
-# ---- what a running tower is asked
 
 
 def _asks(command: Command) -> Command:

@@ -93,9 +93,6 @@ class LogPart:
     is_doubtful: bool = False
 
 
-# ---- queued
-
-
 def insert(tasks: Sequence[NewTask]) -> set[str]:
     """Insert tasks as queued, each with its first event; return the ids of those whose key was new."""
     at = db.clock()
@@ -126,9 +123,6 @@ def _row(task: NewTask, at: float) -> dict[str, Any]:
         "queued_at": at,
         "updated_at": at,
     }
-
-
-# ---- queued -> dispatched -> running
 
 
 def dispatch(ids: Sequence[str]) -> list[Nudge]:
@@ -179,9 +173,6 @@ _CLAIMED = ("worker_id", "claim_token", "payload", "timeout_s", "max_attempts", 
 def _claim(row: dict[str, Any]) -> Claim:
     names = ("id", "attempt", "worker_id", "type", "payload", "timeout_s", "max_attempts", "max_losses", "failures", "started_at")
     return Claim(token=row["claim_token"], **{name: row[name] for name in names})
-
-
-# ---- running -> final, or queued again
 
 
 def finish(claim: Claim, outcome: Outcome, token: str, tail: Sequence[LogPart] = ()) -> str | None:
@@ -282,9 +273,6 @@ def _requeued(wait_s: float) -> dict[str, Any]:
     return {"queued_at": at, "ready_at": at + wait_s if wait_s else 0, "nudges": 0, "nudge_at": at + wait_s}
 
 
-# ---- taken back by the sweep
-
-
 def undeliver(ids: Sequence[str]) -> list[str]:
     """Put dispatched tasks back into the queue because no worker serves it any more."""
     return [row["id"] for row in _move(Task.id << list(ids), (DISPATCHED,), QUEUED, "undelivered", {}, **_requeued(0))]
@@ -318,9 +306,6 @@ def expire(task_id: str, attempt: int, beat: int, reason: str) -> str | None:
     return status
 
 
-# ---- cancel
-
-
 def cancel(task_id: str, by: str | None) -> str | None:
     """Cancel a task that is not running at once, and ask a running one to stop; return its status then, None if there is none."""
     row = locked(Task.id == task_id)
@@ -341,9 +326,6 @@ def cancel(task_id: str, by: str | None) -> str | None:
         _move(Task.id == task_id, (QUEUED, DISPATCHED), CANCELLED, "cancelled", {**error, **data}, **ended)
         return CANCELLED
     return str(row["status"])
-
-
-# ---- the one way to change a status
 
 
 def _all(*conditions: Any) -> Any:

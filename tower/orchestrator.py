@@ -46,8 +46,6 @@ class EnhancedOrchestrator:
         self._prepared = threading.Event()
         self._preparing: threading.Thread | None = None
 
-    # ---- life
-
     async def start(self) -> None:
         """Prepare the database, recover what an earlier life left, and start the sweep.
 
@@ -91,8 +89,6 @@ class EnhancedOrchestrator:
     def _process_events(self) -> None:
         """Do one pass of the sweep."""
         self._sweep.run_once()
-
-    # ---- enqueue
 
     async def enqueue(self, spec: TaskSpec) -> str:
         """Insert a task and its event in one transaction, nudge the orchestrator actor, and return the task's id.
@@ -149,8 +145,6 @@ class EnhancedOrchestrator:
             idempotency_hash=spec.digest() if spec.idempotency_key else None,
         )
 
-    # ---- cancel and retry
-
     def cancel(self, task_id: str, by: str | None = None) -> str:
         """Cancel a waiting task at once, ask a running one to stop; return its status.
 
@@ -186,8 +180,6 @@ class EnhancedOrchestrator:
         accepted = db.unit(work, patience_s=_PATIENCE_S)
         self._nudger.send(ORCHESTRATE, accepted.id)
         return accepted
-
-    # ---- health
 
     def readiness(self) -> dict[str, Any]:
         """Return what accepts and runs tasks right now, and what is wrong with the rest, in words."""

@@ -79,8 +79,6 @@ class Sweep:
         for step in steps:
             step()
 
-    # ---- leases
-
     def _take_back(self) -> None:
         """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
         running = db.read(lambda: list(_running().dicts()))
@@ -114,8 +112,6 @@ class Sweep:
             elif now - seen[row["id"], row["attempt"], row["beat"]] >= self._settings.lease_s:
                 lost.append({**row, "reason": f"Its worker sent no heartbeat for {self._settings.lease_s:g} s."})
         return lost
-
-    # ---- nudges
 
     def _nudge_queued(self) -> None:
         nudge = db.unit(reminders.due_to_start) if self._any(Task.status == QUEUED, Task.nudge_at <= db.now()) else None
@@ -154,8 +150,6 @@ class Sweep:
 
         wait = db.read(work)
         return self._settings.sweep_s * 2 if wait is None else max(0.05, wait + 0.01)
-
-    # ---- workers
 
     def _forget_workers(self) -> None:
         rows = db.read(lambda: list(Worker.select().dicts()))

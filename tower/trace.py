@@ -29,9 +29,6 @@ def rfc3339(at: float | None) -> str | None:
     return datetime.fromtimestamp(math.floor(at * 1000) / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-# ---- what the files say
-
-
 def render_input(task: dict[str, Any]) -> str:
     """Return input.json: the task as it was accepted."""
     told = {
@@ -125,9 +122,6 @@ def _document(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
-# ---- writing
-
-
 class Folder:
     """A task's open folder, locked against other writers; nothing in it is ever reached through a symbolic link."""
 
@@ -201,9 +195,6 @@ def _open_folder(name: str, parent: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
-
-
-# ---- reading back
 
 
 def list_files(root: Path, task_id: str) -> list[dict[str, Any]]:

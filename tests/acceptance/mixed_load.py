@@ -58,9 +58,6 @@ def spec(run: str, number: int, http_url: str) -> dict[str, Any]:
     return {"type": type_, "payload": payload, "labels": labels, "idempotency_key": f"{run}-{number}", "title": f"{kind} {number}"}
 
 
-# ---- asking
-
-
 @dataclass
 class Api:
     """The tower, asked again and again until it answers or the time is over."""
@@ -103,9 +100,6 @@ class Api:
             pause = min(pause * 2, 1.0)
 
 
-# ---- enqueueing
-
-
 def enqueue_all(api: Api, specs: list[dict[str, Any]], over_s: float) -> dict[str, dict[str, Any]]:
     """Enqueue half of the tasks one by one and half in batches, spread over some seconds; return each by its id."""
     half = len(specs) // 2
@@ -122,9 +116,6 @@ def _enqueue(api: Api, job: list[dict[str, Any]], not_before: float) -> list[str
     if len(job) == 1:
         return [api.post("/tasks/enqueue", job[0])["task_id"]]
     return list(api.post("/tasks/enqueue/batch", {"tasks": job})["task_ids"])
-
-
-# ---- waiting
 
 
 def tasks_of(api: Api, run: str) -> dict[str, dict[str, Any]]:
@@ -147,9 +138,6 @@ def wait(api: Api, run: str, count: int) -> dict[str, dict[str, Any]]:
         if done >= count or time.monotonic() > api.deadline:
             return found
         time.sleep(0.25)
-
-
-# ---- checking
 
 
 def check_set(accepted: dict[str, Any], found: dict[str, Any]) -> Iterator[str]:
@@ -219,9 +207,6 @@ def _read(api: Api, task_id: str, name: str, traces: Path | None) -> str:
     if traces:
         return (traces / task_id / name).read_text()
     return str(api.get(f"/tasks/{task_id}/files/{name}").text)
-
-
-# ---- telling
 
 
 def table(api: Api, found: dict[str, dict[str, Any]]) -> Iterator[str]:

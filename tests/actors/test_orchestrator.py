@@ -53,28 +53,17 @@ def test_a_queue_without_workers_has_no_room() -> None:
     assert room.open_queues() == ["a"]
 
 
-class _Nudges:
-    """Stands in for the broker: remembers what was sent."""
-
-    def __init__(self) -> None:
-        self.sent: list[tuple[str, str]] = []
-
-    def send(self, actor: str, task_id: str) -> bool:
-        self.sent.append((actor, task_id))
-        return True
+@pytest.fixture
+def nudges() -> r.Nudges:
+    return r.Nudges()
 
 
 @pytest.fixture
-def nudges() -> _Nudges:
-    return _Nudges()
-
-
-@pytest.fixture
-def dispatcher(rows: Settings, nudges: _Nudges) -> Dispatcher:
+def dispatcher(rows: Settings, nudges: r.Nudges) -> Dispatcher:
     return Dispatcher(rows, nudges)  # type: ignore[arg-type]
 
 
-def test_one_pass_starts_everything_that_may_start_in_order(dispatcher: Dispatcher, nudges: _Nudges) -> None:
+def test_one_pass_starts_everything_that_may_start_in_order(dispatcher: Dispatcher, nudges: r.Nudges) -> None:
     """Highest head start first, up to the room."""
     r.add_worker(slots=2)
     late, urgent, early = r.insert(priority=-100), r.insert(priority=100), r.insert()

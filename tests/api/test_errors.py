@@ -165,8 +165,6 @@ def test_more_members_never_hide_the_documents_own() -> None:
     assert (told["status"], told["task_status"]) == (409, "running")
 
 
-# ---- what nobody foresaw, and what must not be told
-
 _URL = "postgresql://tower:s3cr3t-word@127.0.0.1:1/tower?sslpassword=s3cr3t-too"
 
 

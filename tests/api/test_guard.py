@@ -19,9 +19,6 @@ def client() -> Iterator[TestClient]:
         yield made
 
 
-# ---- Host
-
-
 @pytest.mark.parametrize(
     "host",
     [
@@ -84,9 +81,6 @@ def test_a_whole_url_as_target_does_not_get_around_the_host_check(port: int) -> 
     assert status in (400, 404, 421)
 
 
-# ---- Origin
-
-
 @pytest.mark.parametrize(
     "headers",
     [
@@ -130,9 +124,6 @@ def test_reading_from_another_site_gets_no_permission_to_see_it(api: Tower) -> N
 
     assert answer.headers["cross-origin-resource-policy"] == "same-origin"
     assert not [name for name in answer.headers if name.startswith("access-control-")]
-
-
-# ---- the body
 
 
 @pytest.mark.parametrize(
@@ -202,9 +193,6 @@ def test_a_body_just_under_the_limit_is_taken_and_kept_whole(api: Tower) -> None
 
     assert api.task(task_id)["payload"] == {"text": text}
     api.client.post(f"/tasks/{task_id}/cancel")
-
-
-# ---- headers of the answer
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,6 @@ DOCUMENT: dict[str, Any] = bare_app(Settings(redis_url=None), harmless()).openap
 ROUTES = [(method, path, route) for path, methods in DOCUMENT["paths"].items() for method, route in methods.items()]
 
 
-# ---- what the document says
-
-
 def ids(routes: list[tuple[str, str, Any]]) -> list[str]:
     return [f"{method.upper()} {path}" for method, path, _ in routes]
 
@@ -121,8 +118,6 @@ def test_the_document_is_served_as_it_is(api: Tower) -> None:
     assert "HTTPValidationError" not in document["components"]["schemas"]
     assert {"type", "title", "status", "code", "detail"} == set(document["components"]["schemas"]["Problem"]["required"]) | {"type"}
 
-
-# ---- what the routes do
 
 SCHEMA = schemathesis.openapi.from_dict(
     DOCUMENT,

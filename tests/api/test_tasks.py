@@ -24,9 +24,6 @@ def key() -> str:
     return f"key-{new_id()}"
 
 
-# ---- enqueue
-
-
 def test_a_task_is_accepted_with_its_address(api: Tower) -> None:
     """202, and Location says where to follow it."""
     answer = api.client.post(ENQUEUE, json={"type": "echo"})
@@ -104,9 +101,6 @@ def test_a_key_in_header_and_field_must_agree(api: Tower) -> None:
 def test_a_key_in_the_header_follows_the_rules_of_the_field(api: Tower, bad: str) -> None:
     """One to 255 characters on one line."""
     is_problem(api.client.post(ENQUEUE, json={"type": "echo"}, headers={"Idempotency-Key": bad}), 422, "invalid_field")
-
-
-# ---- batch
 
 
 @pytest.mark.slow
@@ -191,9 +185,6 @@ def test_a_batch_has_no_key_of_its_own(api: Tower, name: str) -> None:
     told = is_problem(answer, 422, "invalid_field")
     assert told["detail"] == "A batch has no key of its own; give each task of it an idempotency_key."
     assert count(api, "keyed") == 0
-
-
-# ---- list
 
 
 def listed(api: Tower, **filters: Any) -> list[str]:
@@ -360,9 +351,6 @@ def test_a_forged_cursor_is_harmless(api: Tower) -> None:
     assert listed(api, cursor="ffffffff-ffff-ffff-ffff-ffffffffffff", limit=1) == listed(api, limit=1)
 
 
-# ---- show and events
-
-
 def test_a_task_that_failed_says_why_and_what_to_do(api: Tower) -> None:
     """A code of the table, its sentence, the advice, and the handler's details."""
     task = api.wait(api.enqueue("command", {"argv": ["sh", "-c", "echo no luck; exit 3"]}))
@@ -416,9 +404,6 @@ def test_an_id_that_cannot_be_one_is_refused(api: Tower, bad: str) -> None:
         answer = api.client.get(f"/tasks/{bad}{path}")
         assert answer.status_code in (404, 422)
         assert answer.headers["content-type"] == "application/problem+json"
-
-
-# ---- cancel and retry
 
 
 def test_a_waiting_task_is_cancelled_at_once_and_only_once(api: Tower) -> None:

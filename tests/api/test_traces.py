@@ -35,9 +35,6 @@ def get(api: Tower, path: str, **headers: str) -> Any:
     return api.client.get(path, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
-# ---- the log
-
-
 def test_the_log_is_the_file_of_the_trace(api: Tower, traced: str) -> None:
     """Whole, as text, and not to be run as a page."""
     answer = get(api, f"/tasks/{traced}/log")
@@ -193,9 +190,6 @@ def test_a_log_that_grows_while_it_is_sent_is_answered_as_it_was(api: Tower, tra
     assert (answer.content, grown) == (before, before + b"more")
 
 
-# ---- following
-
-
 def stream(text: str) -> list[tuple[str, str, str | None]]:
     """Return the event, data and id of each server-sent event."""
     found = []
@@ -289,9 +283,6 @@ def test_a_stream_outlives_a_moment_without_the_database(api: Tower, traced: str
     monkeypatch.setattr(db, "read", read_with_a_gap)
     assert get(api, f"/tasks/{traced}/log?follow=true").text == whole
     assert next(calls) > 3
-
-
-# ---- the files
 
 
 def test_the_files_of_a_trace_are_listed_and_can_be_read(api: Tower, traced: str) -> None:
