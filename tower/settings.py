@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "sqlite:///./devops_control_tower.db",
         validation_alias="DATABASE_URL",
-        description="Where rows live: `sqlite:///path`, `postgres://…` or `postgresql://…`; percent-encode a password's special characters.",
+        description="Where rows live: `sqlite:///path`, `postgres://…` or `postgresql://…`; percent-encode what is special in a password.",
     )
     redis_url: str | None = Field(
         None,
