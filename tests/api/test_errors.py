@@ -24,7 +24,7 @@ def test_an_unknown_type_names_the_nearest_and_all_known(api: Tower) -> None:
     told = is_problem(api.client.post("/tasks/enqueue", json={"type": "ehco"}), 422, "unknown_type")
 
     assert told["detail"] == "No handler for type 'ehco'. Did you mean 'echo'? Known: command, echo, http, sleep."
-    assert (told["field"], told["title"]) == ("type", "Unprocessable Entity")
+    assert (told["field"], told["title"]) == ("type", "Unprocessable Content")
 
 
 def test_a_type_that_resembles_nothing_gets_no_guess(api: Tower) -> None:

@@ -21,6 +21,9 @@ MEDIA_TYPE = "application/problem+json"
 _STATUS: dict[type[TowerError], int] = {InvalidTask: 422, NotFound: 404, Conflict: 409, TooLarge: 413, Unavailable: 503}
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 416: "range_not_satisfiable"}
 
+#: RFC 9110's names, where older Pythons have older ones.
+_TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unprocessable Content"}
+
 #: What each status means here, for the OpenAPI document.
 _MEANING = {
     400: "The body is not JSON the tower accepts.",
@@ -80,7 +83,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def problem(status: int, code: str, detail: str, /, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
     """Return an error as a response."""
-    told = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    told = {"type": "about:blank", "title": _TITLES.get(status) or HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
     told |= {name: value for name, value in more.items() if value is not None and name not in told}
     return JSONResponse(told, status, headers=headers, media_type=MEDIA_TYPE)
 
