@@ -83,7 +83,8 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def problem(status: int, code: str, detail: str, /, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
     """Return an error as a response."""
-    told = {"type": "about:blank", "title": _TITLES.get(status) or HTTPStatus(status).phrase, "status": status, "code": code, "detail": detail}
+    title = _TITLES.get(status) or HTTPStatus(status).phrase
+    told = {"type": "about:blank", "title": title, "status": status, "code": code, "detail": detail}
     told |= {name: value for name, value in more.items() if value is not None and name not in told}
     return JSONResponse(told, status, headers=headers, media_type=MEDIA_TYPE)
 
