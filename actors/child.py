@@ -54,7 +54,7 @@ def _start(
     attempt: "Attempt", argv: Sequence[str], cwd: str | None, env: Mapping[str, str], stdin: str | None
 ) -> "subprocess.Popen[bytes]":
     marked = {MARK: f"{attempt.id}:{attempt.attempt}", "TOWER_TASK_ID": attempt.id, "TOWER_ATTEMPT": str(attempt.attempt)}
-    environment = {**child_environment(), **env, **marked}
+    environment = {"PYTHONUNBUFFERED": "1", **child_environment(), **env, **marked}  # a log that follows, not one at the end
     try:
         with _as_file(stdin) as source:
             return subprocess.Popen(  # noqa: S603  # running commands is what it is for
@@ -69,7 +69,8 @@ def _start(
     except FileNotFoundError:
         if cwd and not os.path.isdir(cwd):
             raise Fail("command_not_started", f"There is no folder {cwd!r} on the worker; check cwd.") from None
-        raise Fail("command_not_found", f"There is no program {argv[0]!r} on the worker; check argv[0] and PATH.") from None
+        words = " There is no shell in between: give the words one by one." if " " in argv[0] else ""
+        raise Fail("command_not_found", f"There is no program {argv[0]!r} on the worker.{words}") from None
     except (OSError, ValueError) as error:
         raise Fail("command_not_started", f"{argv[0]!r} could not be started: {error}") from None
 

@@ -26,18 +26,21 @@ class Tracer:
     def trace(self, task_id: str) -> None:
         """Write what the task's folder does not tell yet; a disk that fails delays it and harms nothing else."""
         try:
-            with trace.open_folder(self._root, task_id) as folder:
-                task = db.read(lambda: queries.task(task_id))
-                if task["traced_seq"] < task["seq"]:
-                    self._catch_up(folder, task)
+            db.read(partial(self._bring_up, task_id))  # one connection for all that is asked on the way
         except NotFound:
             return  # deleted meanwhile
         except OSError as error:
-            reason = f"{type(error).__name__}: {error.strerror or error}"
+            reason = f"{error.filename or self._root}: {error.strerror or type(error).__name__}"
             _log.warning("the trace could not be written; it will be tried again: %s", reason, extra=log.context(task_id, 0))
             db.unit(lambda: reminders.trace_failed(task_id, reason))
         except Unavailable as error:
             _log.warning("%s The trace waits.", error.message, extra=log.context(task_id, 0))
+
+    def _bring_up(self, task_id: str) -> None:
+        with trace.open_folder(self._root, task_id) as folder:
+            task = queries.task(task_id)
+            if task["traced_seq"] < task["seq"]:
+                self._catch_up(folder, task)
 
     def _catch_up(self, folder: Folder, task: dict[str, Any]) -> None:
         if not folder.has(INPUT):

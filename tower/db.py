@@ -162,7 +162,7 @@ def lock_for_dispatch() -> None:
         database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK + 1,))
 
 
-def migrate() -> list[str]:
+def migrate(*, patience_s: float = 30.0) -> list[str]:
     """Bring the schema up to date, once, however many processes start together; return what was applied."""
 
     def work() -> list[str]:
@@ -174,4 +174,4 @@ def migrate() -> list[str]:
             raise SettingsError(f"The database was made by a newer tower ({', '.join(strangers)}); upgrade this one.")
         return list(runner.up())
 
-    return unit(work, patience_s=30.0)
+    return unit(work, patience_s=patience_s)

@@ -1,6 +1,7 @@
 """Door 1, the server: the API, and in the embedded mode the worker as well."""
 
 import asyncio
+import errno
 import logging
 import signal
 import socket
@@ -44,7 +45,10 @@ def build(settings: Settings) -> FastAPI:
         await orchestrator.start()
         if worker:
             worker.start()
-        _log.info("tower is up", extra={"fields": {"mode": "embedded" if worker else "services", "traces": settings.trace_dir}})
+        _log.info(
+            "tower is up" if orchestrator.prepared else "tower is up, but its database is not",
+            extra={"fields": {"mode": "embedded" if worker else "services", "traces": settings.trace_dir.absolute()}},
+        )
         yield
         if worker:
             await asyncio.to_thread(worker.stop)
@@ -103,7 +107,8 @@ def _listen(settings: Settings) -> socket.socket:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
         why = error.strerror or str(error)
-        raise SettingsError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {why}. Take another PORT.") from None
+        cure = "Take another PORT." if error.errno in (errno.EADDRINUSE, errno.EACCES) else "Give an address of this machine as HOST."
+        raise SettingsError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {why}. {cure}") from None
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.handler import Registry
 from tower.lifecycle import NewTask
+from tower.log import Outage
 from tower.models import CANCELLED, FINAL, RUNNING, new_id
 from tower.settings import Settings
 from tower.spec import MAX_BATCH, TaskSpec
@@ -56,22 +57,23 @@ class EnhancedOrchestrator:
         await asyncio.to_thread(self._prepared.wait, 10)
 
     def _prepare(self) -> None:
-        pause = 0.0
+        pause, outage = 0.0, Outage(_log, "the database is ready")
         while not self._stopping.wait(pause):
             try:
-                applied = db.migrate()
+                applied = db.migrate(patience_s=_PATIENCE_S)
                 if applied:
                     _log.info("the database schema is up to date", extra={"fields": {"applied": ",".join(applied)}})
                 self._process_events()
                 break
             except Unavailable as error:
-                _log.warning("%s Starting up goes on when it does.", error.message)
+                outage.begin("%s Tasks are refused until it does.", error.message)
                 pause = 1.0
-            except Exception:
-                _log.exception("preparing the database failed; trying again")
+            except Exception as error:
+                outage.begin("The database cannot be used, tasks are refused until it can: %s", error)
                 pause = 5.0
-        self._prepared.set()
         if not self._stopping.is_set():
+            outage.end()
+            self._prepared.set()
             self._sweep.start()
 
     async def stop(self) -> None:

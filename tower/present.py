@@ -44,7 +44,7 @@ def settings(values: dict[str, Any]) -> str:
 def task(found: dict[str, Any]) -> str:
     """Return a task as aligned lines, without what it does not have."""
     facts = [(name, found[name]) for name in _FACTS]
-    facts[2:2] = [("status", _state(found)), ("attempt", f"{found['attempt']} of {found['max_attempts']}")]
+    facts[2:2] = [("status", _state(found)), ("attempt", _attempt(found))]
     facts += [("labels", " ".join(f"{name}={value}" for name, value in found["labels"].items()))]
     facts += [(name, found[name]) for name in _TIMES]
     lines = pairs((name, value) for name, value in facts if value)
@@ -81,6 +81,11 @@ def _setting(value: Any) -> str:
     if value is None:
         return ""
     return ",".join(value) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _attempt(found: dict[str, Any]) -> str:
+    lost = f", {found['losses']} lost with their workers" if found["losses"] else ""
+    return f"{found['attempt']} (up to {found['max_attempts']} may fail{lost})"
 
 
 def _state(found: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Every setting, typed, from the environment; nothing else in the tower reads it."""
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -13,8 +14,8 @@ from tower.errors import SettingsError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
-#: Names never handed to a child process: what they hold opens the tower itself.
-_PRIVATE = re.compile(r"^(DATABASE_URL|REDIS_URL|TOWER_.*)$")
+#: Names never handed to a child process: what they hold opens the tower itself, or means the tower's own port and folder.
+_PRIVATE = re.compile(r"^(DATABASE_URL|REDIS_URL|TRACE_DIR|HOST|PORT|TOWER_.*)$")
 
 #: Who asks, between the slashes and the last @; a password that is not percent-encoded may hold any character.
 _ACCOUNT = re.compile(r"(?P<user>[^:/?#]*)(?P<secret>.*)@", re.DOTALL)
@@ -87,7 +88,7 @@ class Settings(BaseSettings):
         le=_DAY_S,
         allow_inf_nan=False,
         validation_alias="TOWER_SHUTDOWN_GRACE_S",
-        description="Seconds a worker lets running tasks go on after SIGTERM before it hands them back to the queue.",
+        description="Seconds a worker process lets tasks go on after SIGTERM before it hands them back; the embedded one does so at once.",
     )
     max_body_mb: int = Field(
         10, ge=1, le=100, validation_alias="TOWER_MAX_BODY_MB", description="Largest request body, and largest result, in MB."
@@ -184,6 +185,12 @@ class Settings(BaseSettings):
             found.append("REDIS_URL is set but DATABASE_URL is SQLite: server and workers must share one local disk; use Postgres.")
         if self.host not in LOOPBACK and not self.allowed_hosts:
             found.append(f"HOST={self.host} but TOWER_ALLOWED_HOSTS is empty: only requests for a loopback name are answered.")
+        if self.trace_dir.exists() and not (self.trace_dir.is_dir() and os.access(self.trace_dir, os.W_OK)):
+            found.append(f"TRACE_DIR={self.trace_dir} is no folder this process can write to: tasks run, but leave no trace.")
+        known = {env_name(field) for field in type(self).model_fields}
+        for name in sorted(name for name in os.environ if name.startswith("TOWER_") and name not in known):
+            near = difflib.get_close_matches(name, known, n=1)
+            found.append(f"{name} is not a setting.{f' Did you mean {near[0]}?' if near else ''}")
         return found
 
     def refuse_unsafe(self) -> None:

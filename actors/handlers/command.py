@@ -61,7 +61,7 @@ def _keep(payload: CommandPayload, task: TaskContext, *, must_exist: bool) -> No
     for pattern in payload.artifacts:
         found = [path for path in _matches(folder, pattern) if path.is_file() and path.resolve().is_relative_to(folder)]
         if not found and must_exist:
-            raise Fail("artifact_missing", f"No file in {folder} matches {pattern!r}; check the path against cwd.")
+            raise Fail("artifact_missing", f"No file in {folder} matches {pattern!r}.")
         for path in found:
             shutil.copyfile(path, task.artifact(path.relative_to(folder).as_posix()))
 

@@ -52,11 +52,23 @@ def test_stdin_env_and_own_exit_codes(sqlite_tower: Tower) -> None:
 
 
 def test_the_towers_own_secrets_do_not_reach_a_program(sqlite_tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither DATABASE_URL nor anything of TOWER_ but its name."""
+    """Neither DATABASE_URL nor anything of TOWER_ but its name; nor the tower's own port, which a program would take for its own."""
+    monkeypatch.setenv("PORT", "8000")
     monkeypatch.setenv("DATABASE_URL", "postgres://u:hunter2@h/d")
     monkeypatch.setenv("TOWER_SECRET", "hunter2")
     task = run(sqlite_tower, "env")
-    assert "hunter2" not in sqlite_tower.log(str(task["id"]))
+    log = sqlite_tower.log(str(task["id"]))
+    assert "hunter2" not in log
+    assert "PORT=8000" not in log
+
+
+def test_a_python_program_is_heard_while_it_runs(sqlite_tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its output is not kept back until its end."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    task_id = sqlite_tower.enqueue("command", {"argv": [sys.executable, "-c", "import time; print('early'); time.sleep(300)"]})
+    wait_for("the word", lambda: "] early" in sqlite_tower.log(task_id))
+    sqlite_tower.client.post(f"/tasks/{task_id}/cancel")
+    assert sqlite_tower.wait(task_id)["status"] == "cancelled"
 
 
 def test_files_are_kept_by_name_and_pattern(sqlite_tower: Tower, tmp_path: Path) -> None:
