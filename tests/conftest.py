@@ -18,6 +18,9 @@ BASE = "http://127.0.0.1"
 #: Short enough for tests to see a lease run out.
 QUICK: dict[str, Any] = {"lease_s": 2.0, "beat_s": 0.2, "sweep_s": 0.2, "redis_url": None}
 
+#: What a whole tower is tested on; the fast part of the suite leaves Postgres to the tests of rows.
+KINDS = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.slow)]
+
 _names = itertools.count()
 
 
@@ -130,7 +133,7 @@ class Tower:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that asks for `tower` on each database, one that asks for `sqlite_tower` on SQLite alone."""
     if "tower" in metafunc.fixturenames:
-        kinds = ["sqlite"] if "sqlite_tower" in metafunc.fixturenames else ["sqlite", "postgres"]
+        kinds = KINDS[:1] if "sqlite_tower" in metafunc.fixturenames else KINDS
         metafunc.parametrize("tower", kinds, indirect=True, scope="module")
 
 

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.conftest import BASE, QUICK, Tower
+from tests.conftest import BASE, KINDS, QUICK, Tower
 from tests.servers import wait_for
 from tower import db
 from tower.api import create_app
@@ -23,7 +23,7 @@ from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
 
 
-@pytest.fixture(scope="package", params=["sqlite", "postgres"])
+@pytest.fixture(scope="package", params=KINDS)
 def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tower]:
     """A whole embedded tower, once on each database; its rows are shared by all tests here."""
     folder = tmp_path_factory.mktemp("api")
