@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import os
 import signal
 import socket
 import sys
@@ -106,7 +107,7 @@ def _listen(settings: Settings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except OSError as error:
-        why = error.strerror or str(error)
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
         cure = "Take another PORT." if error.errno in (errno.EADDRINUSE, errno.EACCES) else "Give an address of this machine as HOST."
         raise SettingsError(f"HOST={settings.host} PORT={settings.port} cannot be listened on: {why}. {cure}") from None
 
