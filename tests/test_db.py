@@ -138,6 +138,24 @@ def test_postgres_may_restart_under_us(own_postgres: Postgres) -> None:
 
 
 @pytest.mark.slow
+def test_work_inside_other_work_starts_over_with_it(own_postgres: Postgres) -> None:
+    """On a new connection: the one they share may be the one that broke."""
+    db.open_database(Settings(database_url=own_postgres.url(), **QUICK))
+    db.migrate()
+    runs = []
+
+    def outer() -> str:
+        runs.append("outer")
+        if len(runs) == 1:
+            own_postgres.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'devops-control-tower'")
+        return r.insert()
+
+    assert db.read(outer, patience_s=20)
+    assert runs == ["outer", "outer"]
+    assert db.read(lambda: Task.select().count()) == 1
+
+
+@pytest.mark.slow
 def test_patience_ends_with_a_clear_word(own_postgres: Postgres) -> None:
     """Unavailable, with the database's own first line."""
     db.open_database(Settings(database_url=own_postgres.url(), **QUICK))

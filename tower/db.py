@@ -112,6 +112,9 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0) -> T:
 
 
 def _patiently(work: Callable[[], T], patience_s: float, turn: Callable[[], AbstractContextManager[object]]) -> T:
+    if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
+        with turn():
+            return work()
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
