@@ -99,7 +99,9 @@ class Crew(Middleware):
 
     def _start(self, slots: int, queues: list[str], write_trace: Callable[[str], None] | None) -> None:
         self._worker = WorkerProcess(self._settings, self._nudger, slots=slots, queues=queues)
-        self._runner = Runner(self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace)
+        self._runner = Runner(
+            self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace, lambda: self._tracer.lag_s
+        )
         self._worker.start(self._runner.look)
         if not self._settings.embedded:  # the server has a sweep already
             self._sweep = Sweep(self._settings, self._nudger, write_trace)

@@ -23,6 +23,9 @@ from tower.settings import Settings
 #: Characters kept of an error's message, and of each of its details.
 _MESSAGE, _DETAIL = 2000, 4000
 
+#: A folder should be complete a second after its task's end: from this lag on slots wait a moment before their next task.
+_LATE_S, _PAUSE_S = 0.3, 1.0
+
 #: What is said of a task that its worker cannot go on with.
 _HANDED_BACK = {SHUTDOWN: "its worker was stopped", LEASE_LOST: "its worker could not reach the database"}
 
@@ -40,6 +43,7 @@ class Runner:
         worker: WorkerProcess,
         run_pass: Callable[[], object],
         write_trace: Callable[[str], None] | None = None,
+        trace_lag: Callable[[], float] = float,
     ) -> None:
         self._settings = settings
         self._registry = registry
@@ -47,6 +51,7 @@ class Runner:
         self._worker = worker
         self._run_pass = run_pass
         self._write_trace = write_trace
+        self._trace_lag = trace_lag
 
     def handle(self, task_id: str) -> None:
         """Run the task if it may be run and a slot is free, then whatever else was dispatched; else drop the nudge."""
@@ -74,6 +79,7 @@ class Runner:
                     claim, leased_at = self._claim(task_id)
                 while claim is not None:
                     self._run(claim, leased_at)
+                    self._let_traces_catch_up()
                     claim, leased_at = (None, 0.0) if self._worker.stopping else self._claim(None)
             except Unavailable as error:
                 _log.warning("%s The slot waits for a nudge.", error.message)
@@ -84,6 +90,12 @@ class Runner:
             task_id = None
             if not self._is_waited_for() or not self._worker.take_slot():
                 return
+
+    def _let_traces_catch_up(self) -> None:
+        """Pause between two tasks while folders are completed late: short tasks could outrun them for ever."""
+        late = self._trace_lag() - _LATE_S
+        if late > 0:
+            time.sleep(min(late, _PAUSE_S))
 
     def _is_waited_for(self) -> bool:
         return not self._worker.stopping and db.read(partial(queries.is_dispatched, None, self._worker.queues))

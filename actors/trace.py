@@ -1,6 +1,7 @@
 """The trace actor: the only writer of a task's folder."""
 
 import logging
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from tower.trace import ARTIFACTS, EVENTS, INPUT, LOG, OUTPUT, Folder
 
 #: Log chunks taken at once: a few MB of memory at most.
 _BATCH = 16
+#: How long the lag that was seen last says something about now.
+_FRESH_S = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -22,6 +25,12 @@ class Tracer:
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.trace_dir
+        self._lag_s, self._seen_at = 0.0, 0.0
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds that the last folder was completed after its task's end; 0 when none was for a while, as when the disk fails."""
+        return self._lag_s if time.monotonic() - self._seen_at < _FRESH_S else 0.0
 
     def trace(self, task_id: str) -> None:
         """Write what the task's folder does not tell yet; a disk that fails delays it and harms nothing else."""
@@ -53,6 +62,8 @@ class Tracer:
             folder.replace(OUTPUT, trace.render_output(task, events).encode())
         folder.settle()
         db.unit(lambda: reminders.traced(task["id"], task["seq"], size))
+        if task["status"] in FINAL:
+            self._lag_s, self._seen_at = db.clock() - task["finished_at"], time.monotonic()
 
     def _extend_log(self, folder: Folder, task: dict[str, Any]) -> int:
         """Append what is new to log.txt, from the start if it was taken away; return its size."""

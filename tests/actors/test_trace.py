@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,15 @@ def test_only_plain_files_inside_are_found(tracer: Tracer, rows: Settings, path:
 def test_a_task_that_is_gone_leaves_no_trouble(tracer: Tracer) -> None:
     """A late nudge finds nothing to do."""
     tracer.trace(new_id())
+
+
+def test_a_tracer_says_how_late_it_is_and_forgets_it(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots wait for folders that come late, but not for a disk that fails."""
+    claim = r.running()
+    end(claim)
+    db.unit(lambda: Task.update(finished_at=Task.finished_at - 7).execute())
+    tracer.trace(claim.id)
+    assert 7 <= tracer.lag_s < 60
+    seen = time.monotonic()
+    monkeypatch.setattr("actors.trace.time.monotonic", lambda: seen + 3)
+    assert tracer.lag_s == 0
