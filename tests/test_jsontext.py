@@ -23,6 +23,7 @@ PIECES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(VALUES, st.booleans())
 @CALM
 def test_what_any_writer_makes_of_a_value_is_read_back_equal(value: Any, ascii_only: bool) -> None:
@@ -40,6 +41,7 @@ def test_equal_values_have_equal_canonical_text(value: Any) -> None:
     assert jsontext.canonical(turned) == jsontext.canonical(value)
 
 
+@pytest.mark.slow
 @given(st.binary() | st.lists(PIECES | st.binary(max_size=3)).map(b"".join))
 @settings(CALM, max_examples=300)
 def test_no_bytes_raise_anything_but_bad_json(data: bytes) -> None:

@@ -116,6 +116,7 @@ def test_a_late_beat_keeps_the_processes_of_a_live_worker(rows: Settings, monkey
     assert r.row(claim.id)["status"] == RUNNING
 
 
+@pytest.mark.slow
 def test_a_task_starts_at_its_time_not_seconds_later(rows: Settings) -> None:
     """The sweep that wakes for it finds its nudge due."""
 

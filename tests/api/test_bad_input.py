@@ -13,6 +13,8 @@ from tests.conftest import Tower
 from tower import db
 from tower.models import Task, TaskEvent, TaskLabel
 
+pytestmark = pytest.mark.slow  # a walk over a whole surface
+
 ENQUEUE, BATCH = "/tasks/enqueue", "/tasks/enqueue/batch"
 JSON = {"content-type": "application/json"}
 

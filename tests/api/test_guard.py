@@ -9,6 +9,8 @@ from tests.api.conftest import bare_app, count, is_problem, talk
 from tests.conftest import BASE, Tower
 from tower.settings import Settings
 
+pytestmark = pytest.mark.slow  # a walk over a whole surface
+
 ECHO = b'{"type":"echo","requested_by":"nobody"}'
 
 

@@ -62,6 +62,7 @@ def test_the_towers_own_secrets_do_not_reach_a_program(sqlite_tower: Tower, monk
     assert "PORT=8000" not in log
 
 
+@pytest.mark.slow
 def test_a_python_program_is_heard_while_it_runs(sqlite_tower: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its output is not kept back until its end."""
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
@@ -126,6 +127,7 @@ def test_the_whole_process_tree_ends_with_the_attempt(tower: Tower, way: str) ->
     assert marked(task_id) == []
 
 
+@pytest.mark.slow
 def test_a_program_that_obeys_is_gone_at_once(tower: Tower) -> None:
     """Cancel takes a heartbeat, not the five seconds of one that ignores it."""
     task_id = tower.enqueue("command", {"argv": ["sleep", "300"]})
@@ -152,6 +154,7 @@ def test_a_program_that_is_killed_says_by_which_signal(sqlite_tower: Tower) -> N
     assert (error["details"]["exit_code"], error["message"]) == (-9, "sleep was ended by signal 9.")
 
 
+@pytest.mark.slow
 def test_what_a_program_says_on_its_way_out_is_heard(sqlite_tower: Tower) -> None:
     """It is read on while it obeys, however much it says."""
     script = "\n".join(

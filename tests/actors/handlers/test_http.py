@@ -119,6 +119,7 @@ def test_the_deadline_holds_for_the_whole_exchange(sqlite_tower: Tower, site: st
     assert time.monotonic() - began < 8
 
 
+@pytest.mark.slow
 def test_a_cancel_ends_a_request_under_way(sqlite_tower: Tower, site: str) -> None:
     """Wherever it is."""
     task_id = sqlite_tower.enqueue("http", {"url": f"{site}/drip"})
