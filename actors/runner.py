@@ -73,23 +73,27 @@ class Runner:
             threading.Thread(target=self._use_slot, args=(None, claim, leased_at), name=f"task-{claim.id}", daemon=True).start()
 
     def _use_slot(self, task_id: str | None, claim: Claim | None = None, leased_at: float = 0.0) -> None:
-        while True:
-            try:
-                if claim is None:
-                    claim, leased_at = self._claim(task_id)
-                while claim is not None:
-                    self._run(claim, leased_at)
-                    self._let_traces_catch_up()
-                    claim, leased_at = (None, 0.0) if self._worker.stopping else self._claim(None)
-            except Unavailable as error:
-                _log.warning("%s The slot waits for a nudge.", error.message)
-                return
-            finally:
-                self._worker.give_slot()
-            # A nudge that came between the last look and the slot's being free found none.
-            task_id = None
-            if not self._is_waited_for() or not self._worker.take_slot():
-                return
+        try:
+            while True:
+                try:
+                    self._run_in_turn(task_id, claim, leased_at)
+                finally:
+                    self._worker.give_slot()
+                # A nudge that came between the last look and the slot's being free found none.
+                task_id, claim = None, None
+                if not self._is_waited_for() or not self._worker.take_slot():
+                    return
+        except Unavailable as error:
+            _log.warning("%s The slot waits for a nudge.", error.message)
+
+    def _run_in_turn(self, task_id: str | None, claim: Claim | None, leased_at: float) -> None:
+        """Run the claimed or named task, then one dispatched task after the other."""
+        if claim is None:
+            claim, leased_at = self._claim(task_id)
+        while claim is not None:
+            self._run(claim, leased_at)
+            self._let_traces_catch_up()
+            claim, leased_at = (None, 0.0) if self._worker.stopping else self._claim(None)
 
     def _let_traces_catch_up(self) -> None:
         """Pause between two tasks while folders are completed late: short tasks could outrun them for ever."""

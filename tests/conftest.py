@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from tests.rows import Nudges
 from tests.servers import Postgres, Redis, wait_for
 from tower import db
 from tower.main import build
@@ -96,6 +97,12 @@ def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
 def forget_all_rows() -> None:
     """Delete every task and worker."""
     db.unit(lambda: [table.delete().execute() for table in (Task, Worker)])
+
+
+@pytest.fixture
+def nudges() -> Nudges:
+    """What was sent to a broker that is not there."""
+    return Nudges()
 
 
 class Tower:

@@ -16,11 +16,6 @@ from tower.sweep import Sweep
 
 
 @pytest.fixture
-def nudges() -> r.Nudges:
-    return r.Nudges()
-
-
-@pytest.fixture
 def sweep(rows: Settings, nudges: r.Nudges) -> Sweep:
     return Sweep(rows, nudges)  # type: ignore[arg-type]
 

@@ -54,11 +54,6 @@ def test_a_queue_without_workers_has_no_room() -> None:
 
 
 @pytest.fixture
-def nudges() -> r.Nudges:
-    return r.Nudges()
-
-
-@pytest.fixture
 def dispatcher(rows: Settings, nudges: r.Nudges) -> Dispatcher:
     return Dispatcher(rows, nudges)  # type: ignore[arg-type]
 
