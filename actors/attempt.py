@@ -12,16 +12,16 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from actors import child
-from tower import db, leases
+from tower import db, leases, queries
 from tower.errors import Unavailable
-from tower.handler import Fail, Finished, Stopped
+from tower.handler import Fail, Finished, Previous, Stopped
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import LogPart
 from tower.settings import Settings
 from tower.trace import log_line
 
 #: Why an attempt must stop.
-CANCEL, TIMEOUT, SHUTDOWN, LEASE_LOST = "cancel", "timeout", "shutdown", child.LEASE_LOST
+CANCEL, TIMEOUT, SILENCE, SHUTDOWN, LEASE_LOST = "cancel", "timeout", "silence", "shutdown", child.LEASE_LOST
 
 #: A worker believes in a lease for this part of it; the rest is for ending what runs.
 TRUST = 0.8
@@ -31,6 +31,8 @@ _FLUSH_S = 2.0
 _LINE = 16 * 1024
 _FLUSH = 64 * 1024
 _DEEPEST = 10
+#: What the next attempt is shown of a log.
+_PREVIOUS_CHARS = 16_000
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1a\x1c-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -50,6 +52,8 @@ class Attempt:
         self._in_hand: LogPart | None = None
         self._stop: str | None = None
         self._woken = threading.Event()
+        #: When it last said something.
+        self._said_at = self._began
         self._lines: list[str] = []
         self._waiting = 0
         self._logged = 0
@@ -78,7 +82,10 @@ class Attempt:
         """Why it must stop, or None if it may go on."""
         if time.monotonic() > self._trusted_until:
             return LEASE_LOST  # somebody else may take it soon, whether or not the database can tell us
-        return self._stop or (TIMEOUT if self.remaining_s <= 0 else None)
+        if self._stop or self.remaining_s <= 0:
+            return self._stop or TIMEOUT
+        silence_s = self.claim.silence_s
+        return SILENCE if silence_s is not None and time.monotonic() - self._said_at > silence_s else None
 
     @property
     def cancelled(self) -> bool:
@@ -89,6 +96,14 @@ class Attempt:
     def remaining_s(self) -> float:
         """Seconds until the attempt times out."""
         return max(0.0, self._deadline - time.monotonic())
+
+    @cached_property
+    def previous(self) -> Previous | None:
+        """What the attempt before left; None on the first."""
+        if self.claim.previous is None:
+            return None
+        tail = db.read(partial(queries.log_tail, self.id, self.attempt - 1, _PREVIOUS_CHARS))
+        return Previous(self.claim.previous, tail)
 
     def wait(self, seconds: float) -> None:
         """Sleep; raise Stopped when the attempt must end first."""
@@ -130,6 +145,7 @@ class Attempt:
     def log(self, text: str) -> None:
         """Add lines to log.txt."""
         at = self._now()
+        self._said_at = time.monotonic()
         lines = [log_line(at, self.attempt, piece) for line in text.splitlines() or [""] for piece in _pieces(_printable(line))]
         with self._buffer_lock:
             for line in lines:

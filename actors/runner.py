@@ -6,15 +6,16 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, TIMEOUT, Attempt
+from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, SILENCE, TIMEOUT, Attempt
 from actors.worker import WorkerProcess
 from tower import db, jsontext, leases, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
-from tower.handler import Fail, Registry, Retry, Stopped
+from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import Outcome
 from tower.models import FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
@@ -122,6 +123,7 @@ class Runner:
 
     def _perform(self, attempt: Attempt) -> Outcome:
         """Call the handler and say how it ended; it never raises."""
+        kind: HandlerType | None = None
         try:
             kind = self._registry.get(attempt.claim.type)
             result = kind.function(kind.check(json.loads(attempt.claim.payload)), attempt)
@@ -133,11 +135,11 @@ class Runner:
         except Retry as retry:
             outcome = _failed("handler_error", retry.message, retry_after_s=retry.after_s)
         except Fail as failure:
-            outcome = _failed(failure.code, failure.message, details=failure.details)
+            outcome = _failed(failure.code, failure.message, details=failure.details, may_retry=failure.may_retry)
         except BaseException as error:  # whatever a handler raises, SystemExit too, is the task's failure and not the worker's
             attempt.log(traceback.format_exc())
             outcome = _failed("handler_error", f"{type(error).__name__}: {error}")
-        return _stopped(attempt, outcome)
+        return _as_type_says(kind, _stopped(attempt, outcome))
 
     def _succeeded(self, result: object) -> Outcome:
         try:
@@ -208,13 +210,27 @@ def _failed(
     return Outcome(FAILED, error=error, may_retry=may_retry, retry_after_s=retry_after_s)
 
 
+def _as_type_says(kind: HandlerType | None, outcome: Outcome) -> Outcome:
+    """Apply the type's rules of when to try again."""
+    if kind is None or outcome.error is None:
+        return outcome
+    may_retry = outcome.may_retry and kind.may_retry(outcome.error["code"])
+    return replace(outcome, may_retry=may_retry, backoff=(kind.backoff_s, kind.backoff_ceiling_s))
+
+
 def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
     """Let the reason for which an attempt had to stop decide its end."""
     if attempt.stop_reason == CANCEL:
         return lifecycle.WAS_CANCELLED
     if attempt.stop_reason == TIMEOUT:
-        return Outcome(TIMED_OUT, error={"code": "timeout", "message": f"It ran longer than timeout_s={attempt.claim.timeout_s:g}."})
+        return _timed_out("timeout", f"It ran longer than timeout_s={attempt.claim.timeout_s:g}.", outcome)
+    if attempt.stop_reason == SILENCE:
+        return _timed_out("silence", f"It said nothing for silence_s={attempt.claim.silence_s:g} seconds.", outcome)
     return outcome
+
+
+def _timed_out(code: str, message: str, outcome: Outcome) -> Outcome:
+    return replace(outcome, status=TIMED_OUT, result=None, error={"code": code, "message": message}, may_retry=True, retry_after_s=None)
 
 
 def _somebody_waits() -> bool:

@@ -11,14 +11,15 @@ ROOT = Path(__file__).parent.parent
 
 #: Lower may not import higher; names on one level may import each other only downwards in this order.
 LEVELS = [
-    ["tower", "tower.errors"],
+    ["tower", "tower.errors", "tower.faults"],
     ["tower.settings", "tower.jsontext", "tower.host"],
     ["tower.log"],
     ["tower.db"],
     ["tower.models"],
     ["tower.leases", "tower.reminders"],
     ["tower.lifecycle"],
-    ["tower.handler", "tower.spec", "tower.broker", "tower.trace", "tower.queries"],
+    ["tower.spec"],
+    ["tower.handler", "tower.broker", "tower.trace", "tower.queries"],
     ["tower.sweep"],
     ["tower.orchestrator"],
     ["actors"],

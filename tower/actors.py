@@ -4,7 +4,7 @@ import sys
 
 from actors.crew import Crew
 from actors.handlers import load as load_handlers
-from tower import log
+from tower import faults, log
 from tower.broker import open_broker
 from tower.db import open_database
 from tower.errors import SettingsError
@@ -15,6 +15,7 @@ try:
     if settings.embedded:
         raise SettingsError("A worker of its own needs REDIS_URL; without it the server runs the tasks itself (`tower up`).")
     log.configure(settings)
+    faults.arm(settings.fault)
     open_database(settings)
 except SettingsError as error:
     sys.exit(f"tower: {error}")

@@ -62,6 +62,8 @@ FAILURES: dict[str, str] = {
     "invalid_payload": "The payload no longer fits the handler's model; enqueue it again as GET /handlers describes.",
     "unknown_type": "No worker that took this task knows its type; start workers with the same handlers as the server.",
     "timeout": "Raise timeout_s or make the work smaller.",
+    "silence": "It said nothing for silence_s seconds: see where log.txt ends, or raise silence_s.",
+    "expired": "It waited until its expires_at: ask GET /tasks/{id}/why of its like, add workers, or give it more time.",
     "cancelled": "Somebody asked for it to stop; retry it if that was a mistake.",
     "worker_lost": "Look at what it did and at its worker's log and memory, then retry; with max_attempts=1 one lost worker is the end.",
     "exit_nonzero": "The command ran and failed; its last lines are in error.tail, the rest in log.txt.",

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,9 +10,27 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tower.errors import InvalidTask
+from tower.lifecycle import BACKOFF_CEILING_S, BACKOFF_S
+from tower.spec import Rate, TaskSpec
 
 #: Queues that carry the tower's own messages.
 RESERVED_QUEUES = ("orchestrator", "trace")
+
+#: Codes of failures that another attempt would only repeat.
+NEVER_RETRIED = frozenset(
+    {
+        "artifact_missing",
+        "artifact_name",
+        "artifact_too_large",
+        "command_not_found",
+        "invalid_payload",
+        "redirect_refused",
+        "response_too_large",
+        "result_not_json",
+        "result_too_large",
+        "unknown_type",
+    }
+)
 
 #: Errors told of one payload.
 _MOST_ERRORS = 5
@@ -27,13 +45,16 @@ F = TypeVar("F", bound=HandlerFunction)
 
 
 class Fail(Exception):
-    """Raised by a handler to end its attempt with a code of its own; `details` go into the task's error."""
+    """Raised by a handler to end its attempt with a code of its own; `details` go into the task's error.
 
-    def __init__(self, code: str, message: str, **details: Any) -> None:
+    With `may_retry=False` it is not tried again, whatever attempts are left.
+    """
+
+    def __init__(self, code: str, message: str, *, may_retry: bool = True, **details: Any) -> None:
         if not _CODE.match(code):
             raise ValueError(f"A failure code is lower case with underscores, as in exit_nonzero; got {code!r}.")
         super().__init__(message)
-        self.code, self.message, self.details = code, message, details
+        self.code, self.message, self.may_retry, self.details = code, message, may_retry, details
 
 
 class Retry(Exception):
@@ -60,12 +81,26 @@ class Finished:
     tail: str
 
 
+@dataclass(frozen=True)
+class Previous:
+    """What the attempt before this one left behind."""
+
+    #: Why it ended: `code`, `message` and what else its handler told.
+    error: dict[str, Any]
+    #: The last lines of its log.
+    log_tail: str
+
+
 class TaskContext(Protocol):
     """What a handler is given beside its payload."""
 
     #: The task's id, and the number of this try. Together they name one side effect.
     id: str
     attempt: int
+
+    @property
+    def previous(self) -> Previous | None:
+        """What the attempt before left; None on the first."""
 
     def log(self, text: str) -> None:
         """Add lines to log.txt."""
@@ -108,6 +143,32 @@ class HandlerType:
     queue: str
     timeout_s: float
     max_attempts: int
+    silence_s: float | None = None
+    #: A failed attempt is repeated after so many seconds, then after twice as many, up to the ceiling.
+    backoff_s: float = BACKOFF_S
+    backoff_ceiling_s: float = BACKOFF_CEILING_S
+    #: Failure codes after which it is not tried again.
+    no_retry: frozenset[str] = frozenset()
+    #: What a task shares with others of its type, unless it says so itself.
+    concurrency_key: Callable[[Any], str | None] | None = None
+    concurrency_limit: int = 1
+    rate: Callable[[Any], Rate | None] | None = None
+
+    def may_retry(self, code: str) -> bool:
+        """Whether an attempt that failed with this code may be repeated."""
+        return code not in self.no_retry and code not in NEVER_RETRIED
+
+    def shares(self, payload: BaseModel, spec: TaskSpec) -> dict[str, Any]:
+        """Return the concurrency key and the rate of a task, with their limits: its own, or else what the type's rules make of it."""
+        key = spec.concurrency_key or (self.concurrency_key(payload) if self.concurrency_key else None)
+        rate = spec.rate or (self.rate(payload) if self.rate else None)
+        return {
+            "concurrency_key": key,
+            "concurrency_limit": spec.concurrency_limit or self.concurrency_limit,
+            "rate_key": rate.key if rate else None,
+            "rate_limit": rate.limit if rate else None,
+            "rate_per_s": rate.per_s if rate else None,
+        }
 
     @property
     def summary(self) -> str:
@@ -169,8 +230,15 @@ def handler(
     queue: str = "default",
     timeout_s: float = 3600.0,
     max_attempts: int = 1,
+    silence_s: float | None = None,
+    backoff_s: float = BACKOFF_S,
+    backoff_ceiling_s: float = BACKOFF_CEILING_S,
+    no_retry: Iterable[str] = (),
+    concurrency_key: Callable[[Any], str | None] | None = None,
+    concurrency_limit: int = 1,
+    rate: Callable[[Any], Rate | None] | None = None,
 ) -> Callable[[F], F]:
-    """Register the decorated function as the handler of a task type, with the type's defaults."""
+    """Register the decorated function as the handler of a task type, with the type's defaults; see HandlerType for their meaning."""
     for word, value in (("type", name), ("queue", queue)):
         if not _NAME.match(value):
             raise ValueError(f"A {word} is lower-case letters, digits, '.', '-' and '_', as in run_tests; got {value!r}.")
@@ -178,7 +246,9 @@ def handler(
         raise ValueError(f"The queue {queue!r} is the tower's own; take another.")
 
     def register(function: F) -> F:
-        registry.add(HandlerType(name, function, payload, queue, timeout_s, max_attempts))
+        shared = (concurrency_key, concurrency_limit, rate)
+        retries = (backoff_s, backoff_ceiling_s, frozenset(no_retry))
+        registry.add(HandlerType(name, function, payload, queue, timeout_s, max_attempts, silence_s, *retries, *shared))
         return function
 
     return register

@@ -22,11 +22,14 @@ class Claim:
     type: str
     payload: str
     timeout_s: float
+    silence_s: float | None
     max_attempts: int
     max_losses: int
     failures: int
     #: The database's time at the claim; the log of the attempt counts on from it.
     started_at: float
+    #: Why the attempt before ended, if there was one.
+    previous: dict[str, Any] | None = None
 
 
 def heartbeat(worker_id: str, ids: Sequence[str]) -> dict[tuple[str, int], bool]:

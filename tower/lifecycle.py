@@ -8,7 +8,7 @@ import json
 import logging
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import peewee
@@ -31,8 +31,8 @@ from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S, Nudge
 
 #: What may follow each status. Nothing follows a final one.
 ARROWS: dict[str, tuple[str, ...]] = {
-    QUEUED: (DISPATCHED, CANCELLED),
-    DISPATCHED: (RUNNING, QUEUED, CANCELLED),
+    QUEUED: (DISPATCHED, CANCELLED, TIMED_OUT),
+    DISPATCHED: (RUNNING, QUEUED, CANCELLED, TIMED_OUT),
     RUNNING: (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT, QUEUED),
     SUCCEEDED: (),
     FAILED: (),
@@ -40,8 +40,9 @@ ARROWS: dict[str, tuple[str, ...]] = {
     TIMED_OUT: (),
 }
 
-#: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, with jitter.
+#: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, unless its type says otherwise.
 BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
+
 
 #: Rows inserted by one statement: SQLite takes 32,766 values.
 _ROWS = 500
@@ -70,17 +71,26 @@ class NewTask:
     idempotency_key: str | None = None
     idempotency_hash: str | None = None
     retry_of: str | None = None
+    parent_id: str | None = None
+    expires_at: float | None = None
+    silence_s: float | None = None
+    concurrency_limit: int = 1
+    rate_key: str | None = None
+    rate_limit: int | None = None
+    rate_per_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended. `retry_after_s` is set only if the handler named it."""
+    """How an attempt ended. `retry_after_s` is set only if the handler named it, else the back-off of the type holds."""
 
     status: str
     result: str | None = None
     error: dict[str, Any] | None = None
     may_retry: bool = True
     retry_after_s: float | None = None
+    #: Seconds to wait after the first failure, and at most.
+    backoff: tuple[float, float] = (BACKOFF_S, BACKOFF_CEILING_S)
     artifacts: dict[str, str] = field(default_factory=dict)
 
 
@@ -108,10 +118,8 @@ def insert(tasks: Sequence[NewTask]) -> set[str]:
 
 
 def _row(task: NewTask, at: float) -> dict[str, Any]:
-    names = ("id", "type", "queue", "payload", "priority", "not_before", "timeout_s", "max_attempts", "max_losses", "correlation_id")
-    more = ("title", "requested_by", "concurrency_key", "idempotency_key", "idempotency_hash", "retry_of")
     return {
-        **{name: getattr(task, name) for name in (*names, *more)},
+        **{field.name: getattr(task, field.name) for field in fields(NewTask)},
         "labels": json.dumps(task.labels, ensure_ascii=False),
         "status": QUEUED,
         "rank": at - task.priority,
@@ -140,11 +148,12 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
     """
     chosen: Any = task_id
     if task_id is None:
-        chosen = Task.select(Task.id).where(Task.status == DISPATCHED, Task.queue << list(queues)).order_by(Task.rank, Task.id).limit(1)
+        chosen = Task.select(Task.id).where(Task.status == DISPATCHED, Task.queue << list(queues), in_time())
+        chosen = chosen.order_by(Task.rank, Task.id).limit(1)
         if db.is_postgres():
             chosen = chosen.for_update("FOR UPDATE SKIP LOCKED")
     rows = _move(
-        Task.id == chosen,
+        (Task.id == chosen) & in_time(),
         (DISPATCHED,),
         RUNNING,
         "started",
@@ -160,6 +169,22 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
     return _claim(rows[0]) if rows else None
 
 
+def in_time() -> Any:
+    """Return the condition under which a task may still start: its `expires_at` has not passed."""
+    return Task.expires_at.is_null() | (Task.expires_at > db.now())
+
+
+def give_up_late(limit: int) -> list[str]:
+    """End tasks that have not started by their `expires_at`; return their ids."""
+    waiting = Task.status << (QUEUED, DISPATCHED)
+    late = Task.select(Task.id).where(waiting, Task.expires_at.is_null(False), Task.expires_at <= db.now()).limit(limit)
+    if db.is_postgres():
+        late = late.for_update("FOR UPDATE SKIP LOCKED")
+    error = {"code": "expired", "message": "It had not started by its expires_at."}
+    ended = {"error_code": "expired", "error": json.dumps(error), "finished_at": db.now()}
+    return [row["id"] for row in _move(Task.id << late, (QUEUED, DISPATCHED), TIMED_OUT, TIMED_OUT, error, **ended)]
+
+
 def claimed(token: str) -> Claim | None:
     """Return the claim that was made with this token, if its commit went through."""
     columns = (Task.id, Task.attempt, Task.type, *(getattr(Task, name) for name in _CLAIMED))
@@ -167,12 +192,24 @@ def claimed(token: str) -> Claim | None:
     return _claim(row) if row else None
 
 
-_CLAIMED = ("worker_id", "claim_token", "payload", "timeout_s", "max_attempts", "max_losses", "failures", "started_at")
+_CLAIMED = (
+    "worker_id",
+    "claim_token",
+    "payload",
+    "timeout_s",
+    "silence_s",
+    "max_attempts",
+    "max_losses",
+    "failures",
+    "error",
+    "started_at",
+)
 
 
 def _claim(row: dict[str, Any]) -> Claim:
-    names = ("id", "attempt", "worker_id", "type", "payload", "timeout_s", "max_attempts", "max_losses", "failures", "started_at")
-    return Claim(token=row["claim_token"], **{name: row[name] for name in names})
+    names = ("id", "attempt", "type", *(name for name in _CLAIMED if name not in ("claim_token", "error")))
+    previous = json.loads(row["error"]) if row["error"] else None
+    return Claim(token=row["claim_token"], previous=previous, **{name: row[name] for name in names})
 
 
 def finish(claim: Claim, outcome: Outcome, token: str, tail: Sequence[LogPart] = ()) -> str | None:
@@ -224,7 +261,7 @@ def _end(claim: Claim, outcome: Outcome, token: str) -> str | None:
 
 def _try_again(claim: Claim, outcome: Outcome, token: str) -> str | None:
     error = outcome.error or {}
-    wait = outcome.retry_after_s if outcome.retry_after_s is not None else backoff_s(claim.failures + 1)
+    wait = outcome.retry_after_s if outcome.retry_after_s is not None else backoff_s(claim.failures + 1, *outcome.backoff)
     rows = _move(
         _all(*held(claim)),
         (RUNNING,),
@@ -240,9 +277,9 @@ def _try_again(claim: Claim, outcome: Outcome, token: str) -> str | None:
     return QUEUED if rows else None
 
 
-def backoff_s(failures: int) -> float:
+def backoff_s(failures: int, first: float = BACKOFF_S, ceiling: float = BACKOFF_CEILING_S) -> float:
     """Return how long to wait after so many failures: doubling, up to a ceiling, with a third of jitter."""
-    return float(min(BACKOFF_CEILING_S, BACKOFF_S * 2 ** (failures - 1)) * random.uniform(0.67, 1.0))
+    return float(min(ceiling, first * 2 ** min(failures - 1, 30)) * random.uniform(0.67, 1.0))
 
 
 def release(claim: Claim, reason: str, token: str, tail: Sequence[LogPart] = ()) -> str | None:
@@ -296,7 +333,9 @@ def expire(task_id: str, attempt: int, beat: int, reason: str) -> str | None:
         return None
     if row["cancel_requested_at"] is None and row["losses"] + 1 < row["max_losses"]:
         wait = backoff_s(row["losses"]) if row["losses"] else 0
-        _move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **_requeued(wait))
+        left = {"code": "worker_lost", "message": reason}
+        why = {"error_code": "worker_lost", "error": json.dumps(left, ensure_ascii=False)}
+        _move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **why, **_requeued(wait))
         return QUEUED
     status, error = FAILED, {"code": "worker_lost", "message": reason}
     if row["cancel_requested_at"] is not None:

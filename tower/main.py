@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from actors.crew import Crew
 from actors.handlers import load as load_handlers
-from tower import log
+from tower import faults, log
 from tower.api import create_app
 from tower.broker import Nudger, open_broker
 from tower.db import close_database, open_database
@@ -35,6 +35,7 @@ _log = logging.getLogger("tower")
 
 def build(settings: Settings) -> FastAPI:
     """Put the server together; everything it opens is opened when the app starts."""
+    faults.arm(settings.fault)
     open_database(settings)
     registry, broker = load_handlers(), open_broker(settings)
     crew = Crew(settings, registry, broker)

@@ -1,4 +1,4 @@
-"""The rows: Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, Worker. Times are seconds since the epoch, by the database's clock."""
+"""The rows: tasks with what belongs to them, rules, workers. Times are seconds since the epoch, by the database's clock."""
 
 import os
 import time
@@ -54,8 +54,15 @@ class Task(Row):
     not_before = DoubleField(null=True)
     #: When it may start: that, or the end of a retry's back-off; 0 for at once.
     ready_at = DoubleField(default=0)
-    #: At most one task with the same key is in flight.
+    #: It may not start after this; what has not by then is timed_out.
+    expires_at = DoubleField(null=True)
+    #: At most `concurrency_limit` tasks with the same key are in flight; of several limits the lowest counts.
     concurrency_key = TextField(null=True)
+    concurrency_limit = IntegerField(default=1)
+    #: At most `rate_limit` tasks with the same rate key start within any `rate_per_s` seconds.
+    rate_key = TextField(null=True)
+    rate_limit = IntegerField(null=True)
+    rate_per_s = DoubleField(null=True)
     #: The client's name for this request, and a digest of its body.
     idempotency_key = TextField(null=True, unique=True)
     idempotency_hash = TextField(null=True)
@@ -73,6 +80,8 @@ class Task(Row):
     #: Lost workers after which it fails; 1 when it may run at most once.
     max_losses = IntegerField()
     timeout_s = DoubleField()
+    #: Seconds without output after which an attempt is timed_out.
+    silence_s = DoubleField(null=True)
 
     #: The worker incarnation that holds, or last held, the lease.
     worker_id = TextField(null=True)
@@ -164,6 +173,38 @@ class TaskArtifact(Row):
         primary_key = CompositeKey("task_id", "name", "part")
 
 
+class TaskStart(Row):
+    """One start that counts against a rate; forgotten when its window has passed."""
+
+    rate_key = TextField()
+    at = DoubleField()
+    task_id = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("rate_key", "at", "task_id")
+
+
+class Rule(Row):
+    """What restricts starting beside slots: a limit, a rate or a pause."""
+
+    #: What it is for: the whole `tower` (its name is empty), a `queue`, a `type`, a concurrency `key`, or a `rate` key.
+    kind = TextField()
+    name = TextField()
+    #: Tasks in flight at most.
+    max_running = IntegerField(null=True)
+    #: Starts at most within any so many seconds.
+    rate_limit = IntegerField(null=True)
+    rate_per_s = DoubleField(null=True)
+    #: Set while nothing starts.
+    paused_at = DoubleField(null=True)
+    paused_by = TextField(null=True)
+    reason = TextField(null=True)
+    updated_at = DoubleField()
+
+    class Meta:
+        primary_key = CompositeKey("kind", "name")
+
+
 class Worker(Row):
     """One incarnation of a process that runs actors."""
 
@@ -181,4 +222,4 @@ class Worker(Row):
     beat_at = DoubleField()
 
 
-TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, Worker)
+TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker)

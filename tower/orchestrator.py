@@ -5,7 +5,7 @@ import json
 import logging
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -119,7 +119,7 @@ class EnhancedOrchestrator:
     def _checked(self, spec: TaskSpec, where: str = "") -> NewTask:
         try:
             kind = self._registry.get(spec.type)
-            kind.check(spec.payload)
+            checked = kind.check(spec.payload)
             payload = jsontext.dumps(spec.payload)
         except jsontext.BadJson as error:
             raise InvalidTask(str(error), code="invalid_payload", field=f"{where}payload") from None
@@ -142,9 +142,12 @@ class EnhancedOrchestrator:
             correlation_id=task_id,
             title=spec.title,
             requested_by=spec.requested_by,
-            concurrency_key=spec.concurrency_key,
             idempotency_key=spec.idempotency_key,
             idempotency_hash=spec.digest() if spec.idempotency_key else None,
+            parent_id=spec.parent_id,
+            expires_at=spec.latest_start(),
+            silence_s=spec.silence_s or kind.silence_s,
+            **kind.shares(checked, spec),
         )
 
     def cancel(self, task_id: str, by: str | None = None) -> str:
@@ -209,6 +212,7 @@ class EnhancedOrchestrator:
 
 def _insert(tasks: list[NewTask]) -> list[Accepted]:
     """Insert the tasks whose keys are new, and return for each the task that stands for it."""
+    tasks = _joined(tasks)
     named: dict[str, NewTask] = {}
     for task in tasks:
         first = named.setdefault(task.idempotency_key, task) if task.idempotency_key else task
@@ -233,6 +237,20 @@ def _insert(tasks: list[NewTask]) -> list[Accepted]:
     return accepted
 
 
+def _joined(tasks: list[NewTask]) -> list[NewTask]:
+    """Return the tasks, those with a parent in its tree; raise InvalidTask for an unknown parent, Conflict for one that was cancelled."""
+    asked = {task.parent_id for task in tasks if task.parent_id}
+    if not asked:
+        return tasks
+    parents = queries.parents(sorted(asked))
+    for parent_id in asked:
+        if parent_id not in parents:
+            raise InvalidTask(f"There is no task {parent_id!r} that could be the parent.", code="unknown_parent", field="parent_id")
+        if parents[parent_id].is_stopping:
+            raise Conflict(f"The parent {parent_id} was cancelled; its tree takes no more tasks.", code="parent_cancelled")
+    return [replace(task, correlation_id=parents[task.parent_id].correlation_id) if task.parent_id else task for task in tasks]
+
+
 def _refuse_other_body(task: NewTask, digest: str | None, first: str) -> None:
     if task.idempotency_key and task.idempotency_hash != digest:
         raise Conflict(
@@ -243,8 +261,8 @@ def _refuse_other_body(task: NewTask, digest: str | None, first: str) -> None:
 
 
 def _repeat(old: dict[str, Any], by: str | None, fresh: str) -> NewTask:
-    names = ("type", "queue", "payload", "priority", "timeout_s", "max_attempts", "max_losses")
-    more = ("correlation_id", "title", "concurrency_key")
+    names = ("type", "queue", "payload", "priority", "timeout_s", "silence_s", "max_attempts", "max_losses")
+    more = ("correlation_id", "parent_id", "title", "concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s")
     return NewTask(
         id=fresh,
         **{name: old[name] for name in (*names, *more)},

@@ -68,6 +68,28 @@ def by_idempotency_key(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {key: (task_id, digest) for key, task_id, digest in rows}
 
 
+@dataclass(frozen=True)
+class Parent:
+    """What a child needs to know of its parent."""
+
+    correlation_id: str
+    #: Whether somebody asked it to stop.
+    is_stopping: bool
+
+
+def parents(ids: Sequence[str]) -> dict[str, Parent]:
+    """Return those of the tasks that exist, for others to be their children."""
+    rows = Task.select(Task.id, Task.correlation_id, Task.cancel_requested_at).where(Task.id << list(ids)).tuples()
+    return {task_id: Parent(correlation_id, stopping is not None) for task_id, correlation_id, stopping in rows}
+
+
+def log_tail(task_id: str, attempt: int, characters: int) -> str:
+    """Return the last lines of an attempt's log."""
+    chunks = TaskLog.select(TaskLog.text).where(TaskLog.task_id == task_id, TaskLog.attempt == attempt).order_by(TaskLog.seq.desc())
+    text = "".join(reversed([row[0] for row in chunks.limit(2).tuples()]))
+    return text if len(text) <= characters else text[-characters:].partition("\n")[2]
+
+
 def _explain_waits(rows: list[dict[str, Any]]) -> None:
     """Say of every queued task why it waits, by the same rules that the orchestrator actor starts tasks by."""
     waiting = [row for row in rows if row["status"] == QUEUED]

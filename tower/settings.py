@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from tower import faults
 from tower.errors import SettingsError
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -106,6 +107,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", validation_alias="TOWER_LOG_LEVEL", description="How much the process log says."
     )
+    fault: str | None = Field(
+        None,
+        validation_alias="TOWER_FAULT",
+        description="For tests alone: what shall break where, as in `claim.after_commit:1:kill`; see docs/reliability.md.",
+    )
     url: str = Field("http://127.0.0.1:8000", validation_alias="TOWER_URL", description="The tower that the command line talks to.")
 
     @classmethod
@@ -130,6 +136,12 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
+
+    @field_validator("fault")
+    @classmethod
+    def _known_fault(cls, value: str | None) -> str | None:
+        faults.parse(value or "")
+        return value or None
 
     @field_validator("database_url")
     @classmethod
@@ -187,6 +199,8 @@ class Settings(BaseSettings):
             found.append(f"HOST={self.host} but TOWER_ALLOWED_HOSTS is empty: only requests for a loopback name are answered.")
         if self.trace_dir.exists() and not (self.trace_dir.is_dir() and os.access(self.trace_dir, os.W_OK)):
             found.append(f"TRACE_DIR={self.trace_dir} is no folder this process can write to: tasks run, but leave no trace.")
+        if self.fault:
+            found.append(f"TOWER_FAULT={self.fault}: this tower breaks on purpose; unset it unless you are testing it.")
         known = {env_name(field) for field in type(self).model_fields}
         for name in sorted(name for name in os.environ if name.startswith("TOWER_") and name not in known):
             near = difflib.get_close_matches(name, known, n=1)

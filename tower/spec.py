@@ -43,6 +43,19 @@ Key = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValid
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
 
 
+ParentId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+
+
+class Rate(BaseModel):
+    """A limit on how often tasks start, over a sliding window."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    key: Key = Field(description="Tasks with the same key share the limit.", examples=["api:github"])
+    limit: int = Field(ge=1, le=1_000_000, description="Starts at most within any `per_s` seconds.", examples=[10])
+    per_s: float = Field(gt=0, le=86_400, description="The length of the window, in seconds.", examples=[60])
+
+
 class TaskSpec(BaseModel):
     """A task as a client asks for it."""
 
@@ -61,8 +74,14 @@ class TaskSpec(BaseModel):
     not_before: Time | None = Field(
         None, description="It may not start before this time (RFC 3339, with a zone).", examples=["2031-05-01T08:00:00Z"]
     )
+    expires_at: Time | None = Field(
+        None, description="It may not start after this time: what has not by then is timed_out.", examples=["2031-05-01T09:00:00Z"]
+    )
     timeout_s: float | None = Field(
         None, gt=0, le=_YEAR_S, description="Seconds one attempt may run; the type's default if absent.", examples=[600]
+    )
+    silence_s: float | None = Field(
+        None, gt=0, le=_YEAR_S, description="Seconds an attempt may go without output; the type's default if absent.", examples=[300]
     )
     max_attempts: int | None = Field(
         None,
@@ -74,7 +93,16 @@ class TaskSpec(BaseModel):
     idempotency_key: Key | None = Field(
         None, description="Your name for this request: the same key and body give the same task.", examples=["release-42"]
     )
-    concurrency_key: Key | None = Field(None, description="Tasks with the same key run one after the other.", examples=["repo:acme/api"])
+    concurrency_key: Key | None = Field(
+        None, description="At most concurrency_limit tasks with the same key run at once.", examples=["repo:acme/api"]
+    )
+    concurrency_limit: int | None = Field(
+        None, ge=1, le=10_000, description="One if absent; where tasks of a key differ, the lowest of those that run counts.", examples=[1]
+    )
+    rate: Rate | None = Field(None, description="How often tasks with the same rate key may start.")
+    parent_id: ParentId | None = Field(
+        None, description="The task that asks for it: the new one joins its tree.", examples=["0192f0c1-2345-7abc-8def-0123456789ab"]
+    )
     labels: dict[LabelName, Annotated[str, StringConstraints(max_length=255), AfterValidator(_one_line)]] = Field(
         default_factory=dict, max_length=32, description="Names to find it by.", examples=[{"team": "platform"}]
     )
@@ -88,3 +116,7 @@ class TaskSpec(BaseModel):
     def earliest_start(self) -> float | None:
         """Return `not_before` in seconds since the epoch."""
         return self.not_before.timestamp() if self.not_before else None
+
+    def latest_start(self) -> float | None:
+        """Return `expires_at` in seconds since the epoch."""
+        return self.expires_at.timestamp() if self.expires_at else None

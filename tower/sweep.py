@@ -68,9 +68,10 @@ class Sweep:
                 pause = self._settings.sweep_s
 
     def run_once(self) -> None:
-        """Do one pass: take back lost leases, re-send nudges, ask for traces, forget dead workers."""
+        """Do one pass: take back lost leases, end what may not start any more, re-send nudges, ask for traces, forget dead workers."""
         steps: tuple[Callable[[], None], ...] = (
             self._take_back,
+            self._give_up_late,
             self._nudge_queued,
             self._nudge_dispatched,
             self._ask_for_traces,
@@ -112,6 +113,12 @@ class Sweep:
             elif now - seen[row["id"], row["attempt"], row["beat"]] >= self._settings.lease_s:
                 lost.append({**row, "reason": f"Its worker sent no heartbeat for {self._settings.lease_s:g} s."})
         return lost
+
+    def _give_up_late(self) -> None:
+        waiting = Task.status << (QUEUED, DISPATCHED)
+        if self._any(waiting, Task.expires_at.is_null(False), Task.expires_at <= db.now()):
+            for task_id in db.unit(lambda: lifecycle.give_up_late(_LIMIT)):
+                self._nudger.send(TRACE, task_id)
 
     def _nudge_queued(self) -> None:
         nudge = db.unit(reminders.due_to_start) if self._any(Task.status == QUEUED, Task.nudge_at <= db.now()) else None

@@ -17,7 +17,10 @@ from tower.models import FINAL
 
 INPUT, LOG, OUTPUT, EVENTS, ARTIFACTS = "input.json", "log.txt", "output.json", "events.jsonl", "artifacts"
 
-_AS_ACCEPTED = ("id", "type", "title", "priority", "timeout_s", "max_attempts", "concurrency_key", "idempotency_key")
+_AS_ACCEPTED = (
+    *("id", "type", "title", "priority", "timeout_s", "silence_s", "max_attempts", "idempotency_key"),
+    *("concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s"),
+)
 _ORIGIN = ("requested_by", "parent_id", "correlation_id", "retry_of")
 
 
@@ -34,6 +37,7 @@ def render_input(task: dict[str, Any]) -> str:
     told = {
         **{name: task[name] for name in _AS_ACCEPTED},
         "not_before": rfc3339(task["not_before"]),
+        "expires_at": rfc3339(task["expires_at"]),
         "labels": json.loads(task["labels"]),
         **{name: task[name] for name in _ORIGIN},
         "created_at": rfc3339(task["created_at"]),

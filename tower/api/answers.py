@@ -80,7 +80,12 @@ class TaskSummary(BaseModel):
     requested_by: str | None = Field(examples=["alice"])
     priority: int = Field(examples=[0])
     not_before: str | None = Field(examples=[None])
+    expires_at: str | None = Field(description="It may not start after this.", examples=[None])
     concurrency_key: str | None = Field(examples=[None])
+    concurrency_limit: int = Field(examples=[1])
+    rate_key: str | None = Field(examples=[None])
+    rate_limit: int | None = Field(examples=[None])
+    rate_per_s: float | None = Field(examples=[None])
     correlation_id: str = Field(description="The tree of tasks it belongs to.", examples=[_ID])
     parent_id: str | None = Field(examples=[None])
     retry_of: str | None = Field(description="The final task that it repeats.", examples=[None])
@@ -88,6 +93,7 @@ class TaskSummary(BaseModel):
     max_attempts: int = Field(examples=[1])
     losses: int = Field(description="How many workers were lost while they ran it.", examples=[0])
     timeout_s: float = Field(examples=[60])
+    silence_s: float | None = Field(description="Seconds without output after which an attempt is timed out.", examples=[None])
     worker_id: str | None = Field(examples=[_ID])
     cancel_requested_at: str | None = Field(examples=[None])
     error: TaskFailure | None = Field(description="Why it did not succeed; in a list a long message is cut.", examples=[None])
@@ -204,7 +210,17 @@ class Queues(BaseModel):
 #: Characters of an error's message in a list, so that a page stays small whatever handlers say.
 _MOST_MESSAGE = 2000
 
-_TIMES = ("not_before", "cancel_requested_at", "created_at", "queued_at", "dispatched_at", "started_at", "finished_at", "updated_at")
+_TIMES = (
+    "not_before",
+    "expires_at",
+    "cancel_requested_at",
+    "created_at",
+    "queued_at",
+    "dispatched_at",
+    "started_at",
+    "finished_at",
+    "updated_at",
+)
 
 
 def summary(row: dict[str, Any]) -> dict[str, Any]:
