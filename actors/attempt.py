@@ -31,6 +31,8 @@ _FLUSH_S = 2.0
 _LINE = 16 * 1024
 _FLUSH = 64 * 1024
 _DEEPEST = 10
+#: A handler that has not ended so long after it was to is given up; a child process takes half of it at most.
+_OBEY_S = 12.0
 #: What the next attempt is shown of a log.
 _PREVIOUS_CHARS = 16_000
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
@@ -54,6 +56,8 @@ class Attempt:
         self._woken = threading.Event()
         #: When it last said something.
         self._said_at = self._began
+        #: When it was first asked to stop.
+        self._stopped_at: float | None = None
         self._lines: list[str] = []
         self._waiting = 0
         self._logged = 0
@@ -71,6 +75,7 @@ class Attempt:
         """Ask the handler to end; the first reason counts, but a lost lease beats all."""
         if self._stop is None or reason == LEASE_LOST:
             self._stop = reason
+        self._stopped_at = self._stopped_at or time.monotonic()
         self._woken.set()
 
     def trust(self, leased_at: float) -> None:
@@ -82,15 +87,23 @@ class Attempt:
         """Why it must stop, or None if it may go on."""
         if time.monotonic() > self._trusted_until:
             return LEASE_LOST  # somebody else may take it soon, whether or not the database can tell us
-        if self._stop or self.remaining_s <= 0:
-            return self._stop or TIMEOUT
+        if self._stop is None and self.remaining_s <= 0:
+            self.stop(TIMEOUT)
         silence_s = self.claim.silence_s
-        return SILENCE if silence_s is not None and time.monotonic() - self._said_at > silence_s else None
+        if self._stop is None and silence_s is not None and time.monotonic() - self._said_at > silence_s:
+            self.stop(SILENCE)  # for good: what it says when it is ended changes nothing
+        return self._stop
 
     @property
     def cancelled(self) -> bool:
         """Whether the attempt should stop as soon as it can."""
         return self.stop_reason is not None
+
+    @property
+    def ignores_its_end(self) -> bool:
+        """Whether the handler still runs long after it was to end: no child process does, but a Python function can."""
+        must = self.stop_reason not in (None, SHUTDOWN, LEASE_LOST)
+        return must and self._stopped_at is not None and time.monotonic() - self._stopped_at > _OBEY_S
 
     @property
     def remaining_s(self) -> float:
@@ -142,10 +155,14 @@ class Attempt:
         """Run a child process whose output streams into log.txt; its whole tree ends with the attempt."""
         return child.run(self, argv, cwd=cwd, env=env or {}, stdin=stdin)
 
+    def heard(self) -> None:
+        """Note that there was output, which may be less than a line."""
+        self._said_at = time.monotonic()
+
     def log(self, text: str) -> None:
         """Add lines to log.txt."""
         at = self._now()
-        self._said_at = time.monotonic()
+        self.heard()
         lines = [log_line(at, self.attempt, piece) for line in text.splitlines() or [""] for piece in _pieces(_printable(line))]
         with self._buffer_lock:
             for line in lines:

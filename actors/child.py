@@ -156,6 +156,8 @@ class _Output:
         except BlockingIOError:
             return False
         self.is_over = not data
+        if data:
+            self._attempt.heard()
         self._take(self._decoder.decode(data, final=not data))
         return bool(data)
 

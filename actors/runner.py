@@ -121,6 +121,19 @@ class Runner:
             finally:
                 self._worker.remove(attempt)
 
+    def abandon(self, attempt: Attempt) -> None:
+        """Record the end of an attempt whose handler does not end; its slot stays taken until it does.
+
+        It is not tried again: the code that ignores its end could still be at work beside the next attempt.
+        """
+        claim = attempt.claim
+        outcome = replace(_stopped(attempt, _failed("handler_error", "The handler ignored its end.")), may_retry=False)
+        attempt.log("── the handler does not end; its worker has given it up, and a slot with it until it does")
+        _log.error(
+            "a handler ignores its end: its slot is lost until it returns", extra=log.context(claim.id, claim.attempt, type=claim.type)
+        )
+        self._record(attempt, outcome)
+
     def _perform(self, attempt: Attempt) -> Outcome:
         """Call the handler and say how it ended; it never raises."""
         kind: HandlerType | None = None
@@ -153,8 +166,10 @@ class Runner:
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
         """Record the end, patiently: while the lease lasts nobody else will."""
+        self._record(attempt, self._keep_artifacts(attempt, outcome))
+
+    def _record(self, attempt: Attempt, outcome: Outcome) -> None:
         token, claim = new_id(), attempt.claim
-        outcome = self._keep_artifacts(attempt, outcome)
         tail = attempt.take_tail()
         if attempt.stop_reason in _HANDED_BACK and outcome.status != SUCCEEDED:
             end = partial(lifecycle.release, claim, _HANDED_BACK[attempt.stop_reason], token, tail)

@@ -42,9 +42,12 @@ class WorkerProcess:
         self._last_nudge = 0.0
         self._outage = Outage(_log, "the database answers again")
 
-    def start(self, look: Callable[[], None]) -> None:
-        """Start the pulse, which makes the worker known; `look` is called when slots are free and no nudge comes."""
-        self._pulse = threading.Thread(target=self._run_pulse, args=(look,), name="pulse", daemon=True)
+    def start(self, look: Callable[[], None], abandon: Callable[[Attempt], None]) -> None:
+        """Start the pulse, which makes the worker known.
+
+        `look` is called when slots are free and no nudge comes, `abandon` for an attempt whose handler ignores its end.
+        """
+        self._pulse = threading.Thread(target=self._run_pulse, args=(look, abandon), name="pulse", daemon=True)
         self._pulse.start()
         _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
 
@@ -114,7 +117,7 @@ class WorkerProcess:
         with self._lock:
             return list(self._attempts.values())
 
-    def _run_pulse(self, look: Callable[[], None]) -> None:
+    def _run_pulse(self, look: Callable[[], None], abandon: Callable[[Attempt], None]) -> None:
         next_beat = next_flush = next_row = next_look = 0.0
         while not self._stopping.wait(_TICK_S) or self._busy:
             if self._stopping.is_set():
@@ -127,6 +130,7 @@ class WorkerProcess:
                 if now >= next_flush:
                     next_flush = now + _FLUSH_S
                     self._flush()
+                    self._abandon(abandon)
                 if now >= next_row:
                     next_row = now + min(_ROW_S, self._settings.lease_s / 4)
                     self._write_row()
@@ -162,6 +166,12 @@ class WorkerProcess:
         for attempt in self.attempts():
             if attempt.flush():
                 self._nudger.send(TRACE, attempt.id)
+
+    def _abandon(self, abandon: Callable[[Attempt], None]) -> None:
+        for attempt in self.attempts():
+            if attempt.ignores_its_end:
+                self.remove(attempt)
+                abandon(attempt)
 
     def _write_row(self) -> None:
         me = this_process()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from tower import jsontext
 from tower.handler import Fail, TaskContext, handler
 
 
@@ -44,11 +45,18 @@ def command(payload: CommandPayload, task: TaskContext) -> dict[str, Any]:
     """Run a program without a shell; its output goes to log.txt as it comes, its exit code into the result."""
     if not payload.argv[0]:
         raise Fail("command_not_found", "argv[0] is empty; put the program's name there.")
-    ended = task.run(payload.argv, cwd=payload.cwd, env=payload.env, stdin=payload.stdin)
+    ended = task.run(payload.argv, cwd=payload.cwd, env={**payload.env, **_told_of_before(task)}, stdin=payload.stdin)
     _keep(payload, task, must_exist=ended.exit_code in payload.ok_exit_codes)
     if ended.exit_code not in payload.ok_exit_codes:
         raise Fail("exit_nonzero", _say(payload.argv[0], ended.exit_code), exit_code=ended.exit_code, tail=ended.tail)
     return {"exit_code": ended.exit_code}
+
+
+def _told_of_before(task: TaskContext) -> dict[str, str]:
+    """Return what lets a program go on where the attempt before it broke off."""
+    if task.previous is None:
+        return {}
+    return {"TOWER_PREVIOUS_ERROR": jsontext.dumps(task.previous.error), "TOWER_PREVIOUS_LOG": task.previous.log_tail}
 
 
 def _say(program: str, exit_code: int) -> str:
