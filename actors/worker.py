@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +31,7 @@ class WorkerProcess:
 
     def __init__(self, settings: Settings, nudger: Nudger, *, slots: int, queues: Sequence[str]) -> None:
         self.id = new_id()
+        self._parent = None if settings.embedded else os.getppid()
         self.queues = list(queues)
         self._settings = settings
         self._nudger = nudger
@@ -123,6 +126,7 @@ class WorkerProcess:
             if self._stopping.is_set():
                 time.sleep(_TICK_S)
             now = time.monotonic()
+            self._follow_parent()
             try:
                 if now >= next_beat:
                     next_beat = now + self._settings.beat_s
@@ -143,6 +147,13 @@ class WorkerProcess:
                 self._outage.begin("%s Running tasks go on while their leases last.", error.message)
             except Exception:
                 _log.exception("the worker's pulse missed a beat; the next one comes")
+
+    def _follow_parent(self) -> None:
+        """Stop when the process that started us is gone: nobody else could stop us, and its next life starts workers of its own."""
+        if self._parent is not None and os.getppid() != self._parent:
+            self._parent = None
+            _log.warning("the process that started this worker is gone; the worker stops")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _beat(self) -> None:
         """Renew all leases with one statement; stop what was cancelled, and what is ours no more."""

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -76,6 +77,20 @@ def test_a_worker_that_is_asked_to_stop_hands_its_tasks_back(stack: Stack) -> No
     assert stack.task(task_id)["losses"] == 0
     assert stack.task(task_id)["wait_reason"] == "no_worker"
     assert stack.task(once)["error"]["code"] == "worker_lost"
+
+
+def test_workers_stop_when_the_process_that_started_them_is_killed(stack: Stack) -> None:
+    """They hand their tasks back, so that its next life finds no workers beside its own."""
+    stack.server()
+    master = stack.worker()
+    task_id = stack.enqueue("sleep", {"seconds": 300})
+    stack.wait(task_id, lambda task: task["status"] == "running")
+    worker = psutil.Process(stack.client.get("/workers").json()["workers"][0]["pid"])
+    master.end(signal.SIGKILL)
+    worker.wait(20)
+    task = stack.task(task_id)
+    assert (task["status"], task["losses"]) == ("queued", 0)
+    assert stack.client.get("/workers").json()["workers"] == []
 
 
 def test_without_redis_tasks_are_accepted_run_and_traced(stack: Stack, servers: tuple[Postgres, Redis]) -> None:
