@@ -3,7 +3,6 @@
 import itertools
 import re
 import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from actors import child
 from tower import db, leases, queries
 from tower.errors import Unavailable
 from tower.handler import Fail, Finished, Previous, Stopped
+from tower.host import make_attempt_folder
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import LogPart
 from tower.settings import Settings
@@ -135,7 +135,7 @@ class Attempt:
     @cached_property
     def folder(self) -> Path:
         """The attempt's own folder, made when first asked for: most tasks need none, and making and removing one costs milliseconds."""
-        return Path(tempfile.mkdtemp(prefix=f"tower-{self.id}-{self.attempt}-"))
+        return make_attempt_folder(self.id, self.attempt)
 
     @property
     def artifacts(self) -> Path:

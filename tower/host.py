@@ -1,8 +1,10 @@
 """Which machine and process this is, and which other processes on it are alive."""
 
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,21 @@ def _in_group(process: psutil.Process, leader: int) -> bool:
         return os.getpgid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.Error, ProcessLookupError, PermissionError):
         return False
+
+
+def make_attempt_folder(task_id: str, attempt: int) -> Path:
+    """Make a folder of an attempt's own, among the machine's temporary files."""
+    return Path(tempfile.mkdtemp(prefix=_folder_prefix(task_id, attempt)))
+
+
+def remove_attempt_folders(task_id: str, attempt: int) -> None:
+    """Remove what an attempt whose worker died has left among the temporary files of this machine."""
+    for path in Path(tempfile.gettempdir()).glob(_folder_prefix(task_id, attempt) + "*"):
+        shutil.rmtree(path, ignore_errors=True)  # never follows a link that stands in its place
+
+
+def _folder_prefix(task_id: str, attempt: int) -> str:
+    return f"tower-{task_id}-{attempt}-"
 
 
 def kill_marked(task_id: str, attempt: int) -> int:

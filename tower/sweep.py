@@ -13,7 +13,7 @@ from peewee import JOIN, fn
 from tower import db, lifecycle, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
-from tower.host import ProcessId, kill_marked, pid_space
+from tower.host import ProcessId, kill_marked, pid_space, remove_attempt_folders
 from tower.log import Outage
 from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
 from tower.settings import Settings
@@ -89,6 +89,7 @@ class Sweep:
                 continue
             if row["pid_space"] == pid_space():
                 kill_marked(row["id"], row["attempt"])
+                remove_attempt_folders(row["id"], row["attempt"])
             if db.unit(partial(lifecycle.expire, row["id"], row["attempt"], beat, row["reason"])):
                 self._nudger.send(ORCHESTRATE, row["id"])
                 self._nudger.send(TRACE, row["id"])

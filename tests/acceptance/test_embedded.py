@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,7 @@ def test_a_crash_loses_nothing_and_leaves_no_orphan(stack: Stack) -> None:
     server = stack.server()
     running = stack.enqueue("command", {"argv": ["sh", "-c", f"test -e {stack.folder}/again || sleep 300"]}, concurrency_key="one")
     wait_for("the process", lambda: len(marked(running)) >= 1)
+    assert list(Path(tempfile.gettempdir()).glob(f"tower-{running}-1-*"))
     waiting = [stack.enqueue("echo", {"n": n}, concurrency_key="one") for n in range(5)]
     server.end(signal.SIGKILL)
     (stack.folder / "again").touch()
@@ -67,6 +69,7 @@ def test_a_crash_loses_nothing_and_leaves_no_orphan(stack: Stack) -> None:
     assert stack.wait(running)["losses"] == 1
     assert {stack.wait(task_id)["status"] for task_id in (running, *waiting)} == {"succeeded"}
     assert len(marked(running)) == 0
+    assert list(Path(tempfile.gettempdir()).glob(f"tower-{running}-*")) == []
 
 
 def test_it_refuses_to_be_open_to_others(stack: Stack) -> None:
