@@ -71,7 +71,11 @@ class Nudges:
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, str]] = []
+        self.memory: str | None = None
 
     def send(self, actor: str, task_id: str) -> bool:
         self.sent.append((actor, task_id))
         return True
+
+    def epoch(self) -> str | None:
+        return self.memory

@@ -98,6 +98,38 @@ def test_a_broker_that_hangs_delays_a_request_by_seconds_at_most(own_redis: Redi
     own_redis.send(signal.SIGCONT)
 
 
+@pytest.mark.parametrize("broken", [("maxmemory", "1"), ("min-replicas-to-write", "3")], ids=["full", "read-only"])
+def test_a_broker_that_takes_nothing_is_found_out_although_it_answers(own_redis: Redis, broken: tuple[str, str]) -> None:
+    """Full, or without the replicas it needs: nothing raises, and readiness sees it as well as its end."""
+    broker = open_broker(Settings(redis_url=own_redis.url()))
+    listen(broker, [], 1)
+    nudger = Nudger(broker)
+    assert nudger.ping() is None
+    broker.client.config_set(*broken)  # type: ignore[attr-defined]
+    assert nudger.ping() is not None
+    assert Nudger(broker).send("ear", "x") is False
+    broker.client.config_set(broken[0], "0")  # type: ignore[attr-defined]
+    assert nudger.ping() is None
+    assert Nudger(broker).send("ear", "x") is True
+
+
+def test_a_broker_that_was_wiped_is_another_one(own_redis: Redis) -> None:
+    """So its messages are known to be gone."""
+    broker = open_broker(Settings(redis_url=own_redis.url()))
+    nudger = Nudger(broker)
+    before = nudger.epoch()
+    assert before is not None
+    assert nudger.epoch() == before
+    broker.client.flushall()  # type: ignore[attr-defined]
+    assert nudger.epoch() not in (None, before)
+
+
+def test_the_embedded_broker_forgets_nothing_that_counts() -> None:
+    """It dies with everything else."""
+    nudger = Nudger(open_broker(Settings(redis_url=None)))
+    assert (nudger.epoch(), nudger.ping()) == (None, None)
+
+
 @pytest.mark.slow
 def test_a_broker_that_comes_back_is_used_again(own_redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
     """And the log says so."""

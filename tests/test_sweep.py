@@ -44,6 +44,21 @@ def test_a_dispatched_task_whose_nudge_was_lost_is_nudged_again(sweep: Sweep, nu
     assert ("handler.echo", task_id) in nudges.sent
 
 
+def test_every_nudge_is_sent_again_at_once_when_the_broker_has_forgotten_them(sweep: Sweep, nudges: r.Nudges) -> None:
+    """Not one by one as each becomes due; and only when its memory changed."""
+    r.add_worker()
+    dispatched, queued = [r.insert(), r.insert()], r.insert()
+    r.dispatch(*dispatched)
+    db.unit(lambda: Task.update(nudge_at=db.now() + 60).execute())
+    nudges.memory = "before"
+    sweep.run_once()
+    sweep.run_once()
+    assert nudges.sent == []
+    nudges.memory = "after"
+    sweep.run_once()
+    assert sorted(nudges.sent) == sorted([("handler.echo", task_id) for task_id in dispatched] + [("tower.orchestrate", queued)])
+
+
 def test_a_dispatched_task_without_any_worker_goes_back_to_the_queue(sweep: Sweep) -> None:
     """Its order and its reason are true again."""
     task_id = r.insert()

@@ -2,6 +2,7 @@
 
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,10 +23,13 @@ from tower.settings import Settings
 #: Actors that every tower has; a handler's actor is named after its type.
 ORCHESTRATE, TRACE = "tower.orchestrate", "tower.trace"
 
-_PAUSE_S = 1.0
-_SOCKET_S = 2.0
+#: For how long a broker that failed is not asked again, and how long it may take to answer: a request waits no longer for it.
+_PAUSE_S = 2.0
+_SOCKET_S = 1.0
 #: How long a consumer waits whose worker has no slot free; the slot itself goes on with the next task at once.
 _FULL_S = 0.02
+#: A key that is gone when the messages are.
+_EPOCH = "tower:epoch"
 _AWAY = "the broker takes no messages, tasks are found in the database until it does: %s"
 
 _log = logging.getLogger(__name__)
@@ -95,12 +99,11 @@ class _WakingConsumer(_RedisConsumer):
                 if not self.message_cache:
                     key = f"{self.broker.namespace}:{self.queue_name}"
                     self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
-            except (redis.ConnectionError, redis.TimeoutError) as error:
-                # dramatiq would shout every three seconds and start anew; the client connects again by itself.
+            except redis.RedisError as error:
+                # Away, hung, full or read-only. dramatiq would shout every three seconds and start anew; the client connects by itself.
                 self.broker.outage.begin(_AWAY, error)
-                time.sleep(_PAUSE_S)
+                time.sleep(_PAUSE_S / 2)
                 return None
-            self.broker.outage.end()
             if not self.message_cache:
                 return None
         return super().__next__()  # type: ignore[no-untyped-call]
@@ -168,19 +171,40 @@ class Nudger:
             _log.warning("no actor is called %s; is its handler installed here?", actor_name)
             return False
         except Exception as error:  # whatever is wrong with the broker, the row is the truth
-            self._down_until = time.monotonic() + _PAUSE_S
-            self._outage.begin(_AWAY, error)
+            self._fail(error)
             return False
         self._outage.end()
         return True
 
     def ping(self) -> str | None:
         """Return None if the broker takes messages, else what is wrong."""
+        try:
+            self._ask_epoch()
+        except redis.RedisError as error:
+            self._fail(error)
+            return str(error) or type(error).__name__
+        return None
+
+    def epoch(self) -> str | None:
+        """Return what changes when the broker forgets its messages; None if it cannot be asked, or has nothing to forget."""
+        if time.monotonic() < self._down_until:
+            return None
+        try:
+            return self._ask_epoch()
+        except redis.RedisError as error:
+            self._fail(error)
+            return None
+
+    def _ask_epoch(self) -> str | None:
+        """Write as sending does: a broker that is full or read-only answers a mere PING."""
         client = getattr(self._broker, "client", None)
         if client is None:
             return None
-        try:
-            client.ping()
-        except redis.RedisError as error:
-            return str(error) or type(error).__name__
-        return None
+        client.set(_EPOCH, uuid.uuid4().hex, nx=True)
+        found: bytes | None = client.get(_EPOCH)
+        self._outage.end()
+        return found.decode() if found else None
+
+    def _fail(self, error: Exception) -> None:
+        self._down_until = time.monotonic() + _PAUSE_S
+        self._outage.begin(_AWAY, error)

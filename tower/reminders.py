@@ -30,6 +30,13 @@ def due_to_start() -> Nudge | None:
     return next(iter(_push_back(ready.order_by(Task.rank, Task.id), QUEUED, 1)), None)
 
 
+def all_due() -> None:
+    """Let every nudge that was sent be due now, because the broker has forgotten them."""
+    Task.update(nudge_at=0).where(Task.status == DISPATCHED, Task.nudge_at > db.now()).execute()
+    first = Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).order_by(Task.rank, Task.id).limit(1)
+    Task.update(nudge_at=0).where(Task.id << first, Task.status == QUEUED).execute()
+
+
 def due_to_run(limit: int) -> list[Nudge]:
     """Return dispatched tasks whose nudge nobody took; push their next nudges back."""
     waiting = Task.select(Task.id).where(Task.status == DISPATCHED, Task.nudge_at <= db.now())

@@ -40,6 +40,8 @@ class Sweep:
         #: (task, attempt, beat) -> since when, on our own clock, we have seen it so.
         self._watched: dict[tuple[str, int, int], float] = {}
         self._last_watch = 0.0
+        #: What the broker's memory was known by last.
+        self._epoch: str | None = None
         self._outage = Outage(_log, "the database answers again")
 
     def start(self) -> None:
@@ -72,6 +74,7 @@ class Sweep:
         steps: tuple[Callable[[], None], ...] = (
             self._take_back,
             self._give_up_late,
+            self._notice_forgetful_broker,
             self._nudge_queued,
             self._nudge_dispatched,
             self._ask_for_traces,
@@ -120,6 +123,16 @@ class Sweep:
         if self._any(waiting, Task.expires_at.is_null(False), Task.expires_at <= db.now()):
             for task_id in db.unit(lambda: lifecycle.give_up_late(_LIMIT)):
                 self._nudger.send(TRACE, task_id)
+
+    def _notice_forgetful_broker(self) -> None:
+        """Send every nudge again when the broker was wiped, instead of waiting for each one's time."""
+        epoch = self._nudger.epoch()
+        if epoch is None or epoch == self._epoch:
+            return
+        if self._epoch is not None:
+            _log.warning("the broker has forgotten its messages; they are sent again")
+            db.unit(reminders.all_due)
+        self._epoch = epoch
 
     def _nudge_queued(self) -> None:
         nudge = db.unit(reminders.due_to_start) if self._any(Task.status == QUEUED, Task.nudge_at <= db.now()) else None
