@@ -14,7 +14,6 @@ from tower import __version__, db, leases
 from tower.broker import TRACE, Nudger
 from tower.errors import Unavailable
 from tower.host import hostname, this_process
-from tower.log import Outage
 from tower.models import DISPATCHED, QUEUED, Task, Worker, new_id
 from tower.settings import Settings
 
@@ -43,7 +42,6 @@ class WorkerProcess:
         self._stopping = threading.Event()
         self._pulse: threading.Thread | None = None
         self._last_nudge = 0.0
-        self._outage = Outage(_log, "the database answers again")
 
     def start(self, look: Callable[[], None], abandon: Callable[[Attempt], None]) -> None:
         """Start the pulse, which makes the worker known.
@@ -138,13 +136,12 @@ class WorkerProcess:
                 if now >= next_row:
                     next_row = now + min(_ROW_S, self._settings.lease_s / 4)
                     self._write_row()
-                    self._outage.end()
                 if now >= next_look and now - self._last_nudge > _LOOK_S and not self._stopping.is_set():
                     next_look = now + _LOOK_S
                     if self._something_waits():
                         look()
-            except Unavailable as error:
-                self._outage.begin("%s Running tasks go on while their leases last.", error.message)
+            except Unavailable:
+                pass  # `db` has said so
             except Exception:
                 _log.exception("the worker's pulse missed a beat; the next one comes")
 
@@ -164,7 +161,6 @@ class WorkerProcess:
         sent, ids = time.monotonic(), [task_id for task_id, _ in held]
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
         kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
-        self._outage.end()
         for key, attempt in held.items():
             if key not in kept:
                 attempt.stop(LEASE_LOST)

@@ -49,8 +49,9 @@ db.open_database(Settings(database_url={settings.database_url!r})); print(len(db
             db.database.execute_sql("DROP SCHEMA public CASCADE")
             db.database.execute_sql("CREATE SCHEMA public")
         db.close_database()
+    steps = str(len(list(Path(db.__file__).parent.glob("migrations/0*.py"))))
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert sorted(process.communicate(timeout=60)[0].strip() for process in started) == ["0", "0", "0", "1"]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in started) == ["0", "0", "0", steps]
 
 
 def test_a_database_of_a_newer_tower_is_refused(settings: Settings) -> None:

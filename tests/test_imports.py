@@ -14,6 +14,7 @@ LEVELS = [
     ["tower", "tower.errors", "tower.faults"],
     ["tower.settings", "tower.jsontext", "tower.host"],
     ["tower.log"],
+    ["tower.trouble"],
     ["tower.db"],
     ["tower.models"],
     ["tower.leases", "tower.reminders"],

@@ -3,11 +3,10 @@
 import itertools
 import logging
 import random
-import sqlite3
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,13 +18,14 @@ from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, Poo
 
 from tower.errors import SettingsError, Unavailable
 from tower.settings import Settings
+from tower.trouble import Trouble, explain, is_outage
 
 T = TypeVar("T")
 
 database = peewee.DatabaseProxy()
 
-#: What a database that comes back can cure: it restarted, it was locked, every connection was in use.
-TRANSIENT = (peewee.OperationalError, peewee.InterfaceError, MaxConnectionsExceeded)
+#: What this process knows of its database's failures.
+trouble = Trouble()
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 def open_database(settings: Settings) -> None:
     """Point the models at the database of the settings; it connects when first used."""
+    global _file  # noqa: PLW0603  # like `database`, one for the process
+    trouble.end(writing=True)
+    _file = _File(_path(settings) if settings.database_url.startswith("sqlite") else None)
     if settings.database_url.startswith("sqlite"):
         database.initialize(_sqlite(settings))
     else:
@@ -52,8 +55,12 @@ def is_postgres() -> bool:
     return isinstance(database.obj, peewee.PostgresqlDatabase)
 
 
+def _path(settings: Settings) -> Path:
+    return Path(settings.database_url.removeprefix("sqlite:///"))
+
+
 def _sqlite(settings: Settings) -> peewee.Database:
-    path = Path(settings.database_url.removeprefix("sqlite:///"))
+    path = _path(settings)
     if not path.parent.is_dir():
         raise SettingsError(f"DATABASE_URL names {path}, but there is no folder {path.parent}; make it first.")
     return PooledSqliteDatabase(
@@ -98,53 +105,83 @@ def unit(work: Callable[[], T], *, patience_s: float = 10.0, recognise: Callable
             done = recognise() if next(runs) and recognise else None
             return work() if done is None else done
 
-    return _patiently(once_more, patience_s, _turn_to_write)
-
-
-def _turn_to_write() -> AbstractContextManager[object]:
-    """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody."""
-    return nullcontext() if is_postgres() else _writer
+    return _patiently(once_more, patience_s, writing=True)
 
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0) -> T:
     """Run `work`, which only reads, outside a transaction, so that it never waits for a writer."""
-    return _patiently(work, patience_s, nullcontext)
+    return _patiently(work, patience_s, writing=False)
 
 
-def _patiently(work: Callable[[], T], patience_s: float, turn: Callable[[], AbstractContextManager[object]]) -> T:
+def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
     if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
-        with turn():
+        with _turn(writing, patience_s):
             return work()
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            with turn(), database.connection_context():
-                return work()
+            with _turn(writing, deadline - time.monotonic()), database.connection_context():
+                _file.check()
+                done = work()
+            trouble.end(writing=writing)
+            return done
         except (peewee.PeeweeException, MaxConnectionsExceeded) as error:
             if _has_no_tables(error):
                 raise Unavailable("The database is not prepared yet.", code="database_unavailable") from error
-            if not isinstance(error, TRANSIENT) or _is_mistake(error):
+            if not is_outage(error):
                 raise
             if time.monotonic() + pause > deadline:
-                raise Unavailable(
-                    f"The database does not answer: {_first_line(error).rstrip('.')}.", code="database_unavailable"
-                ) from error
-            _log.debug("the database does not answer, trying again: %s", _first_line(error))
+                trouble.begin(explain(error), writing=writing)
+                raise Unavailable(explain(error), code="database_unavailable") from error
+            _log.debug("trying again: %s", explain(error))
         time.sleep(pause * random.uniform(0.5, 1.5))  # so that many threads do not come back in step
         pause = min(pause * 2, 1.0)
 
 
-def _is_mistake(error: BaseException) -> bool:
-    """Whether SQLite refused the statement itself, which it reports like an outage."""
-    return getattr(error.__cause__ or error.__context__, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+@contextmanager
+def _turn(writing: bool, seconds: float) -> Iterator[None]:
+    """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody."""
+    if not writing or is_postgres():
+        yield
+    elif _writer.acquire(timeout=max(0.0, seconds)):
+        try:
+            yield
+        finally:
+            _writer.release()
+    else:
+        raise peewee.OperationalError("database is locked by other threads of this process")
+
+
+class _File:
+    """The file of a SQLite database, and whether it is still the one that was opened.
+
+    Who deletes or replaces it under a running tower leaves the open connections writing into nowhere: every task accepted from then on
+    would be gone with the process.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._opened: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Raise OperationalError if it is another file now, or none."""
+        if self._path is None:
+            return
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            raise peewee.OperationalError(f"the file {self._path} is gone; stop the tower, put it back and start again") from error
+        now = (found.st_dev, found.st_ino)
+        self._opened = self._opened or now
+        if now != self._opened:
+            raise peewee.OperationalError(f"the file {self._path} was replaced under the running tower; stop it and start again")
+
+
+_file = _File()
 
 
 def _has_no_tables(error: BaseException) -> bool:
     return "no such table" in str(error) or type(error.__cause__ or error.__context__).__name__ == "UndefinedTable"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def now() -> peewee.SQL:

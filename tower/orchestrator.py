@@ -65,8 +65,7 @@ class EnhancedOrchestrator:
                     _log.info("the database schema is up to date", extra={"fields": {"applied": ",".join(applied)}})
                 self._process_events()
                 break
-            except Unavailable as error:
-                outage.begin("%s Tasks are refused until it does.", error.message)
+            except Unavailable:  # `db` has said so
                 pause = 1.0
             except Exception as error:
                 outage.begin("The database cannot be used, tasks are refused until it can: %s", error)
@@ -194,9 +193,12 @@ class EnhancedOrchestrator:
         try:
             if not self.prepared:
                 raise Unavailable("The database is still being prepared.")
+            wrong = db.trouble.now()
             workers, oldest = db.read(lambda: (queries.live_workers(self._settings.lease_s), queries.oldest_waiting_s()), patience_s=1.0)
             told["workers"], told["slots"] = len(workers), sum(worker["slots"] for worker in workers)
             told["oldest_waiting_s"] = None if oldest is None else round(oldest, 3)
+            if wrong:
+                raise Unavailable(wrong)
             if not workers:
                 problems.append("No worker is alive: tasks are accepted and wait; start one with `tower worker`.")
         except TowerError as error:

@@ -14,7 +14,6 @@ from tower import db, lifecycle, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
 from tower.host import ProcessId, kill_marked, pid_space, remove_attempt_folders
-from tower.log import Outage
 from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
 from tower.settings import Settings
 
@@ -42,7 +41,6 @@ class Sweep:
         self._last_watch = 0.0
         #: What the broker's memory was known by last.
         self._epoch: str | None = None
-        self._outage = Outage(_log, "the database answers again")
 
     def start(self) -> None:
         """Run a pass now and one every TOWER_SWEEP_S in a thread."""
@@ -61,9 +59,7 @@ class Sweep:
             try:
                 self.run_once()
                 pause = min(self._settings.sweep_s * random.uniform(0.8, 1.2), self._next_due())
-                self._outage.end()
-            except Unavailable as error:
-                self._outage.begin("%s Tasks wait until it does.", error.message)
+            except Unavailable:  # `db` has said so
                 pause = self._settings.sweep_s
             except Exception:
                 _log.exception("a pass of the sweep failed; the next one tries again")

@@ -1,0 +1,81 @@
+"""What a database's failure means, in one line; told once when it begins, and once when it is over."""
+
+import logging
+import sqlite3
+import threading
+import time
+
+import peewee
+from playhouse.pool import MaxConnectionsExceeded
+
+from tower.log import Outage
+
+#: Part of what a database says, and what that means and needs.
+_MEANINGS = (
+    (("is full", "no space left", "could not extend file"), "The disk of the database is full; make room there"),
+    (("readonly database", "read-only"), "The database can only be read; make it writable"),
+    (("is locked", "lock timeout", "statement timeout", "deadlock"), "Somebody holds a lock on the database for too long"),
+    (("malformed", "not a database"), "The database file is damaged; stop the tower and restore a backup"),
+    (("unable to open database file",), "The database file cannot be opened; check its folder and its permissions"),
+)
+
+#: For so long after a write failed, writing is taken to be impossible, unless one works meanwhile.
+_WRITES_S = 15.0
+
+_log = logging.getLogger("tower.db")
+
+
+def first_of(error: BaseException) -> BaseException:
+    """Return what failed first: SQLite ends a transaction by itself when its disk is full, and the rollback that follows fails too."""
+    found: BaseException | None = error
+    while found is not None and "no transaction is active" in str(found):
+        found = found.__context__
+    while found is not None and not isinstance(found, peewee.PeeweeException | MaxConnectionsExceeded):
+        found = found.__context__
+    return found or error
+
+
+def explain(error: BaseException) -> str:
+    """Return what the failure means, and what the database said."""
+    error = first_of(error)
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    meaning = next((meaning for words, meaning in _MEANINGS if any(word in said.lower() for word in words)), None)
+    return f"{meaning} ({said})." if meaning else f"The database does not answer: {said}."
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database may be fine again later: it restarted, was locked, full, read-only, or every connection was in use."""
+    error = first_of(error)
+    if isinstance(error, peewee.OperationalError | peewee.InterfaceError | MaxConnectionsExceeded):
+        # SQLite reports a mistake in a statement like an outage.
+        return getattr(error.__cause__ or error.__context__, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+    return isinstance(error, peewee.DatabaseError) and any(word in str(error) for word in ("malformed", "not a database", "read-only"))
+
+
+class Trouble:
+    """What the last tries of this process say about its database."""
+
+    def __init__(self) -> None:
+        self._outage = Outage(_log, "the database answers again")
+        self._lock = threading.Lock()
+        self._message: str | None = None
+        self._was_writing = False
+        self._since = 0.0
+
+    def begin(self, message: str, *, writing: bool) -> None:
+        """Note that reading or writing failed."""
+        with self._lock:
+            self._message, self._was_writing, self._since = message, writing, time.monotonic()
+        self._outage.begin("%s Nothing accepted is lost: new tasks are refused, running ones go on while their leases last.", message)
+
+    def end(self, *, writing: bool) -> None:
+        """Note that reading or writing worked; a read that works says nothing about writing."""
+        if self._message is not None and (writing or not self._was_writing):
+            with self._lock:
+                self._message = None
+            self._outage.end()
+
+    def now(self) -> str | None:
+        """Return what is wrong, None if nothing is known to be."""
+        message = self._message
+        return message if message is None or time.monotonic() - self._since < _WRITES_S else None
