@@ -75,7 +75,7 @@ def on_volume(tmp_path: Path, volume: Path) -> Stack:
 
 @needs_root
 def test_a_full_disk_under_sqlite_refuses_tasks_and_keeps_those_it_has(tmp_path: Path, volume: Path) -> None:
-    """One line says so, one that it is over."""
+    """A line says so; what little still fits meanwhile is taken."""
     stack = on_volume(tmp_path, volume)
     with contextlib.closing(stack):
         stack.server()
@@ -91,7 +91,8 @@ def test_a_full_disk_under_sqlite_refuses_tasks_and_keeps_those_it_has(tmp_path:
             assert stack.wait(task_id)["status"] == "succeeded"
         wait_for("readiness", lambda: is_ready(stack))
         assert stack.wait(stack.enqueue("echo", {}))["status"] == "succeeded"
-        assert (told(stack, "disk of the database is full"), told(stack, "Traceback")) == (1, 0)
+        assert told(stack, "disk of the database is full") >= 1
+        assert told(stack, "Traceback") == 0
 
 
 @needs_root
