@@ -130,7 +130,7 @@ class Attempt:
     @property
     def ignores_its_end(self) -> bool:
         """Whether the handler still runs long after it was to end: no child process does, but a Python function can."""
-        must = self.stop_reason not in (None, SHUTDOWN, LEASE_LOST)
+        must = self.stop_reason not in (None, SHUTDOWN, LEASE_LOST, UNGUARDED)
         return must and self._stopped_at is not None and time.monotonic() - self._stopped_at > _OBEY_S
 
     @property

@@ -107,6 +107,8 @@ class Guard:
     def _launch(self) -> None:
         """Start a guardian and tell it everything."""
         with self._lock:
+            if self._stopping.is_set():
+                return
             try:
                 guardian = subprocess.Popen(  # noqa: S603  # our own program
                     # Without packages it starts in a quarter of the time; it inherits nothing but its input and the lifeline.

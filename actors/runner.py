@@ -31,7 +31,7 @@ _LATE_S, _PAUSE_S = 0.3, 1.0
 #: What is said of a task that its worker cannot go on with.
 _HANDED_BACK = {
     SHUTDOWN: "its worker was stopped",
-    LEASE_LOST: "its worker could not reach the database",
+    LEASE_LOST: "its worker could not renew its lease",
     UNGUARDED: "its worker could not guard its processes",
 }
 

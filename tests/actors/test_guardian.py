@@ -17,7 +17,7 @@ from actors.attempt import LEASE_LOST, UNGUARDED, Attempt
 from actors.guard import Guard
 from tests.processes import guardian_of, marked
 from tests.servers import wait_for
-from tower import host, proc
+from tower import host, lifeline, proc
 from tower.handler import Stopped
 from tower.leases import Claim
 from tower.models import new_id
@@ -156,6 +156,22 @@ def test_a_guardian_that_is_killed_is_replaced_and_told_everything(guard: Guard,
     assert family.is_gone()
 
 
+def test_a_worker_is_not_dead_while_its_guardian_is_at_work(lost: list[str], tmp_path: Path) -> None:
+    """The guardian keeps the lifeline open, also the one that replaced the first."""
+    file = lifeline.hold(tmp_path, "w")
+    made = Guard(embedded=True, when_lost=lambda: lost.append("lost"))
+    made.start(file)
+    first = guardian_of(os.getpid())
+    assert file is not None
+    assert first is not None
+    first.kill()
+    wait_for("another one", lambda: guardian_of(os.getpid()) not in (first, None))
+    os.close(file)
+    assert lifeline.held(tmp_path) == {"w"}
+    made.stop()
+    assert lifeline.held(tmp_path) == set()
+
+
 def test_a_guardian_that_does_not_listen_is_replaced(guard: Guard, family: Family) -> None:
     """A full pipe holds up no heartbeat."""
     guard.watch(family.group, family.mark, in_a_moment(300))
@@ -212,6 +228,15 @@ def test_a_command_that_outstays_its_timeout_is_ended_even_if_its_worker_forgets
         attempt.trust(in_a_moment())
         attempt.watch(family.group)
         wait_for("its end", family.is_gone)
+
+
+@pytest.mark.skipif(not hasattr(time, "CLOCK_BOOTTIME"), reason="only Linux has this clock")
+def test_the_sleep_of_one_machine_counts_where_others_are_awake() -> None:
+    """With services a lease runs out during it; embedded, whoever would take it sleeps as well."""
+    asleep = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+    assert host.lease_time(embedded=True) == pytest.approx(time.monotonic(), abs=5)
+    assert host.lease_time(embedded=False) == pytest.approx(time.monotonic() + asleep, abs=5)
+    assert host.lease_clock(embedded=False) == time.CLOCK_BOOTTIME
 
 
 def test_a_zombie_is_dead() -> None:

@@ -76,7 +76,7 @@ def test_a_program_finds_nothing_open_but_its_own(sqlite_tower: Tower) -> None:
 @pytest.mark.parametrize("point", ["spawn.before", "spawn.gate"])
 def test_a_command_whose_gate_stays_shut_never_runs(sqlite_tower: Tower, tmp_path: Path, point: str) -> None:
     """Whatever goes wrong between its start and the word to its guardian."""
-    faults.arm(f"{point}:1:raise")
+    faults.arm(f"{point}:1:sleep=0.2,{point}:1:raise")
     task = run(sqlite_tower, "touch", str(tmp_path / "ran"))
     faults.arm(None)
     assert dict(task["error"])["code"] == "handler_error"  # type: ignore[call-overload]
