@@ -1,6 +1,7 @@
 """One attempt as its handler sees it: the TaskContext, its log, its folder, and when it must stop."""
 
 import itertools
+import math
 import re
 import shutil
 import threading
@@ -11,10 +12,11 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from actors import child
+from actors.guard import Guard
 from tower import db, leases, queries
 from tower.errors import Unavailable
 from tower.handler import Fail, Finished, Previous, Stopped
-from tower.host import make_attempt_folder
+from tower.host import lease_time, make_attempt_folder, mark
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import LogPart
 from tower.settings import Settings
@@ -22,9 +24,13 @@ from tower.trace import log_line
 
 #: Why an attempt must stop.
 CANCEL, TIMEOUT, SILENCE, SHUTDOWN, LEASE_LOST = "cancel", "timeout", "silence", "shutdown", child.LEASE_LOST
+#: There is no guardian for its processes.
+UNGUARDED = "unguarded"
 
 #: A worker believes in a lease for this part of it; the rest is for ending what runs.
 TRUST = 0.8
+#: At this part the guardian ends the processes of a worker that did not.
+GUARDED = 0.9
 
 _LOOK_S = 0.5
 _FLUSH_S = 2.0
@@ -33,6 +39,8 @@ _FLUSH = 64 * 1024
 _DEEPEST = 10
 #: A handler that has not ended so long after it was to is given up; a child process takes half of it at most.
 _OBEY_S = 12.0
+#: A child process that its worker has not ended so long after the attempt's time is ended by the guardian.
+_BELT_S = child.TERM_S + 1
 #: What the next attempt is shown of a log.
 _PREVIOUS_CHARS = 16_000
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
@@ -43,13 +51,14 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1a\x1c-\x1f\x7f-\x9f\ud800-\udfff]")
 class Attempt:
     """The TaskContext of one claim; the worker stops it, beats for it and flushes its log."""
 
-    def __init__(self, claim: Claim, settings: Settings) -> None:
+    def __init__(self, claim: Claim, settings: Settings, guard: Guard | None = None) -> None:
         self.claim = claim
         self.id, self.attempt = claim.id, claim.attempt
         self._settings = settings
+        self._guard = guard
         self._began = time.monotonic()
         self._deadline = self._began + claim.timeout_s
-        self._trusted_until = self._began
+        self._trusted_until = self._guarded_until = math.inf
         self._parts = itertools.count()
         self._in_hand: LogPart | None = None
         self._stop: str | None = None
@@ -79,14 +88,33 @@ class Attempt:
         self._woken.set()
 
     def trust(self, leased_at: float) -> None:
-        """Believe in the lease for a part of its length, counted from our monotonic clock before it was asked for."""
+        """Believe in the lease for a part of its length, counted from the time, on the leases' clock, before it was asked for."""
+        if self.stop_reason == LEASE_LOST:
+            return  # its processes may have been ended already
         self._trusted_until = leased_at + self._settings.lease_s * TRUST
+        timed_out = self._lease_time() + self._deadline - time.monotonic()
+        self._guarded_until = min(leased_at + self._settings.lease_s * GUARDED, timed_out + _BELT_S)
+        if self._guard:
+            self._guard.renew(mark(self.id, self.attempt), self._guarded_until)
+
+    def _lease_time(self) -> float:
+        return lease_time(embedded=self._settings.embedded)
+
+    def watch(self, group: int) -> None:
+        """Let the guardian end a process group if we cannot; without a guardian the attempt must stop."""
+        if self._guard and not self._guard.watch(group, mark(self.id, self.attempt), self._guarded_until):
+            self.stop(UNGUARDED)
+
+    def release(self, group: int) -> None:
+        """Tell the guardian that a process group has ended."""
+        if self._guard:
+            self._guard.release(group)
 
     @property
     def stop_reason(self) -> str | None:
         """Why it must stop, or None if it may go on."""
-        if time.monotonic() > self._trusted_until:
-            return LEASE_LOST  # somebody else may take it soon, whether or not the database can tell us
+        if self._stop != LEASE_LOST and self._lease_time() > self._trusted_until:
+            self.stop(LEASE_LOST)  # somebody else may take it soon, whether or not the database can tell us
         if self._stop is None and self.remaining_s <= 0:
             self.stop(TIMEOUT)
         silence_s = self.claim.silence_s
@@ -102,7 +130,7 @@ class Attempt:
     @property
     def ignores_its_end(self) -> bool:
         """Whether the handler still runs long after it was to end: no child process does, but a Python function can."""
-        must = self.stop_reason not in (None, SHUTDOWN, LEASE_LOST)
+        must = self.stop_reason not in (None, SHUTDOWN, LEASE_LOST, UNGUARDED)
         return must and self._stopped_at is not None and time.monotonic() - self._stopped_at > _OBEY_S
 
     @property

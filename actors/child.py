@@ -4,6 +4,7 @@ import codecs
 import io
 import os
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -13,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from tower.faults import fault
 from tower.handler import Fail, Finished, Stopped
-from tower.host import MARK, group_lives, kill_marked
+from tower.host import MARK, end_marked, group_lives, mark
 from tower.settings import child_environment
 
 if TYPE_CHECKING:
@@ -35,44 +37,83 @@ _READ = 64 * 1024
 _LONGEST_LINE = 16 * 1024
 
 
+#: What a child is until the guardian knows it. Standard error stands for the gate first, so that standard input stays a plain file; a
+#: worker that dies before it opens the gate closes it, and nothing is run.
+_GATE = 'exec 3<&2 2>&1; read -r go <&3 || exit 97; exec "$@" 3<&-'
+_GATE_NAME = "tower-gate"
+#: How a shell exits that cannot run a program.
+_NOT_RUN = (126, 127)
+
+
 def run(attempt: "Attempt", argv: Sequence[str], *, cwd: str | None, env: Mapping[str, str], stdin: str | None) -> Finished:
     """Run a command in its own process group until it ends or the attempt must; see TaskContext.run."""
     if attempt.stop_reason:
         raise Stopped(attempt.stop_reason)
-    process = _start(attempt, argv, cwd, env, stdin)
+    fault("spawn.before")
+    process, gate = _start(attempt, argv, cwd or str(attempt.folder), env, stdin)
     with _Output(attempt, process) as output:
         try:
+            _open_gate(attempt, process, gate)
             _follow(attempt, process, output)
         finally:
             _end_tree(attempt, process, output)
+    fault("run.child_done")
     if attempt.stop_reason:
         raise Stopped(attempt.stop_reason)
-    return Finished(process.returncode, output.tail())
+    tail = output.tail()
+    if process.returncode in _NOT_RUN and tail.startswith(f"{_GATE_NAME}:"):
+        raise Fail("command_not_started", f"{argv[0]!r} could not be started: {tail.splitlines()[0].rpartition(': ')[2]}.")
+    return Finished(process.returncode, tail)
 
 
 def _start(
-    attempt: "Attempt", argv: Sequence[str], cwd: str | None, env: Mapping[str, str], stdin: str | None
-) -> "subprocess.Popen[bytes]":
-    marked = {MARK: f"{attempt.id}:{attempt.attempt}", "TOWER_TASK_ID": attempt.id, "TOWER_ATTEMPT": str(attempt.attempt)}
+    attempt: "Attempt", argv: Sequence[str], cwd: str, env: Mapping[str, str], stdin: str | None
+) -> "tuple[subprocess.Popen[bytes], int]":
+    """Start the command behind its gate; return it with the end of the pipe that opens it."""
+    marked = {MARK: mark(attempt.id, attempt.attempt), "TOWER_TASK_ID": attempt.id, "TOWER_ATTEMPT": str(attempt.attempt)}
     environment = {"PYTHONUNBUFFERED": "1", **child_environment(), **env, **marked}  # a log that follows, not one at the end
+    command = ["/bin/sh", "-c", _GATE, _GATE_NAME, _program(argv[0], cwd, environment), *argv[1:]]
+    shut, gate = os.pipe()
     try:
         with _as_file(stdin) as source:
-            return subprocess.Popen(  # noqa: S603  # running commands is what it is for
-                list(argv),
-                cwd=cwd or attempt.folder,
-                env=environment,
-                stdin=source,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+            process = subprocess.Popen(  # noqa: S603  # running commands is what it is for
+                command, cwd=cwd, env=environment, stdin=source, stdout=subprocess.PIPE, stderr=shut, start_new_session=True
             )
-    except FileNotFoundError:
-        if cwd and not os.path.isdir(cwd):
-            raise Fail("command_not_started", f"There is no folder {cwd!r} on the worker; check cwd.") from None
-        words = " There is no shell in between: give the words one by one." if " " in argv[0] else ""
-        raise Fail("command_not_found", f"There is no program {argv[0]!r} on the worker.{words}") from None
     except (OSError, ValueError) as error:
+        os.close(gate)
         raise Fail("command_not_started", f"{argv[0]!r} could not be started: {error}") from None
+    finally:
+        os.close(shut)
+    return process, gate
+
+
+def _program(name: str, cwd: str, environment: Mapping[str, str]) -> str:
+    """Return what to call a program at the gate; raise Fail if there is none, which the shell there would say in its own words."""
+    if not os.path.isdir(cwd):
+        raise Fail("command_not_started", f"There is no folder {cwd!r} on the worker; check cwd.")
+    if "/" in name:
+        found = name if os.path.exists(os.path.join(cwd, name)) else None
+    else:
+        folders = environment.get("PATH", os.defpath).split(os.pathsep)
+        found = shutil.which(name, os.F_OK, os.pathsep.join(os.path.join(os.path.abspath(cwd), folder) for folder in folders))
+    if found is None and "\0" not in name:
+        words = " There is no shell in between: give the words one by one." if " " in name else ""
+        raise Fail("command_not_found", f"There is no program {name!r} on the worker.{words}")
+    return found if found and name.startswith("-") else name  # the shell would take it for an option
+
+
+def _open_gate(attempt: "Attempt", process: "subprocess.Popen[bytes]", gate: int) -> None:
+    """Let the command run once the guardian knows of it."""
+    try:
+        attempt.watch(process.pid)
+        fault("spawn.gate")
+        if not attempt.stop_reason:
+            os.write(gate, b"go\n")
+    except BrokenPipeError:
+        pass  # somebody killed it at the gate
+    finally:
+        os.close(gate)
+    fault("spawn.after_gate")
 
 
 def _as_file(text: str | None) -> IO[bytes]:
@@ -88,8 +129,12 @@ def _as_file(text: str | None) -> IO[bytes]:
 def _follow(attempt: "Attempt", process: "subprocess.Popen[bytes]", output: "_Output") -> None:
     """Read output until the command ends or the attempt must stop."""
     ended: float | None = None
+    first = True
     while not attempt.stop_reason:
         output.wait(_TICK_S)
+        if first:
+            first = False
+            fault("run.mid")
         if process.poll() is not None:
             ended = ended or time.monotonic()
             if output.is_over or time.monotonic() - ended > _LINGER_S:
@@ -105,9 +150,8 @@ def _end_tree(attempt: "Attempt", process: "subprocess.Popen[bytes]", output: "_
             output.wait(_TICK_S)
     _signal(process, signal.SIGKILL)
     process.wait()
-    for _ in range(5):  # a process that forks while we look is found by the next look
-        if not kill_marked(attempt.id, attempt.attempt):
-            break
+    end_marked(attempt.id, attempt.attempt)
+    attempt.release(process.pid)
 
 
 def _signal(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:

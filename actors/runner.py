@@ -10,12 +10,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, SILENCE, TIMEOUT, Attempt
+from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, SILENCE, TIMEOUT, UNGUARDED, Attempt
 from actors.worker import WorkerProcess
 from tower import db, jsontext, leases, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
 from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
+from tower.host import lease_time
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import Outcome
 from tower.models import FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
@@ -28,7 +29,11 @@ _MESSAGE, _DETAIL = 2000, 4000
 _LATE_S, _PAUSE_S = 0.3, 1.0
 
 #: What is said of a task that its worker cannot go on with.
-_HANDED_BACK = {SHUTDOWN: "its worker was stopped", LEASE_LOST: "its worker could not reach the database"}
+_HANDED_BACK = {
+    SHUTDOWN: "its worker was stopped",
+    LEASE_LOST: "its worker could not renew its lease",
+    UNGUARDED: "its worker could not guard its processes",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -106,7 +111,7 @@ class Runner:
         return not self._worker.stopping and db.read(partial(queries.is_dispatched, None, self._worker.queues))
 
     def _claim(self, task_id: str | None) -> tuple[Claim | None, float]:
-        token, sent = new_id(), time.monotonic()
+        token, sent = new_id(), lease_time(embedded=self._settings.embedded)
         if not db.read(partial(queries.is_dispatched, task_id, self._worker.queues)):
             return None, sent  # a nudge that somebody answered already must not make writers wait
         me, queues = self._worker.id, self._worker.queues
@@ -114,7 +119,7 @@ class Runner:
         return claim, sent
 
     def _run(self, claim: Claim, leased_at: float) -> None:
-        with Attempt(claim, self._settings) as attempt:
+        with Attempt(claim, self._settings, self._worker.guard) as attempt:
             self._worker.add(attempt, leased_at)
             try:
                 self._settle(attempt, self._perform(attempt))

@@ -7,13 +7,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, Attempt
-from tower import __version__, db, leases
+from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, UNGUARDED, Attempt
+from actors.guard import Guard
+from tower import __version__, db, leases, lifeline
 from tower.broker import TRACE, Nudger
 from tower.errors import Unavailable
-from tower.host import hostname, this_process
+from tower.host import hostname, lease_time, this_process
 from tower.models import DISPATCHED, QUEUED, Task, Worker, new_id
 from tower.settings import Settings
 
@@ -42,12 +44,17 @@ class WorkerProcess:
         self._stopping = threading.Event()
         self._pulse: threading.Thread | None = None
         self._last_nudge = 0.0
+        #: What its child processes are told to.
+        self.guard = Guard(embedded=settings.embedded, when_lost=partial(self._stop_all, UNGUARDED))
+        self._lifeline: int | None = None
 
     def start(self, look: Callable[[], None], abandon: Callable[[Attempt], None]) -> None:
         """Start the pulse, which makes the worker known.
 
         `look` is called when slots are free and no nudge comes, `abandon` for an attempt whose handler ignores its end.
         """
+        self._lifeline = lifeline.hold(lifeline.folder(self._settings.run_dir), self.id)
+        self.guard.start(self._lifeline)
         self._pulse = threading.Thread(target=self._run_pulse, args=(look, abandon), name="pulse", daemon=True)
         self._pulse.start()
         _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
@@ -59,13 +66,18 @@ class WorkerProcess:
         if not self._wait_until_idle(grace_s):
             with self._lock:
                 self._grace_over = True
-            for attempt in self.attempts():
-                attempt.stop(SHUTDOWN)
+            self._stop_all(SHUTDOWN)
             self._wait_until_idle(10.0)
         if self._pulse:
             self._pulse.join(timeout=5)
         self._try(Worker.delete().where(Worker.id == self.id))
+        self.guard.stop()
+        lifeline.drop(lifeline.folder(self._settings.run_dir), self.id, self._lifeline)
         _log.info("worker stopped", extra={"fields": {"worker": self.id}})
+
+    def _stop_all(self, reason: str) -> None:
+        for attempt in self.attempts():
+            attempt.stop(reason)
 
     def _try(self, query: Any) -> None:
         try:
@@ -85,7 +97,7 @@ class WorkerProcess:
         """Take a slot if one is free and the worker goes on."""
         self._last_nudge = time.monotonic()
         with self._lock:
-            if self._stopping.is_set() or self._busy >= self._slots:
+            if self._stopping.is_set() or self._busy >= self._slots or not self.guard.is_up:
                 return False
             self._busy += 1
             return True
@@ -101,7 +113,7 @@ class WorkerProcess:
         return self._stopping.is_set()
 
     def add(self, attempt: Attempt, leased_at: float) -> None:
-        """Beat for an attempt from now on; `leased_at` is our monotonic clock before the claim was sent."""
+        """Beat for an attempt from now on; `leased_at` is the time, on the leases' clock, before the claim was sent."""
         attempt.trust(leased_at)
         with self._lock:
             self._attempts[attempt.id, attempt.attempt] = attempt
@@ -158,7 +170,7 @@ class WorkerProcess:
             held = dict(self._attempts)
         if not held:
             return
-        sent, ids = time.monotonic(), [task_id for task_id, _ in held]
+        sent, ids = lease_time(embedded=self._settings.embedded), [task_id for task_id, _ in held]
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
         kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
         for key, attempt in held.items():

@@ -13,3 +13,14 @@ def marked(task_id: str) -> list[int]:
         except psutil.Error:
             continue
     return found
+
+
+def guardian_of(pid: int) -> psutil.Process | None:
+    """Return the live guardian that a process has started."""
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if child.status() != psutil.STATUS_ZOMBIE and any(word.endswith("guardian.py") for word in child.cmdline()):
+                return child
+        except psutil.Error:
+            continue
+    return None

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 #: Lower may not import higher; names on one level may import each other only downwards in this order.
 LEVELS = [
-    ["tower", "tower.errors", "tower.faults"],
+    ["tower", "tower.errors", "tower.faults", "tower.proc"],
     ["tower.settings", "tower.jsontext", "tower.host"],
-    ["tower.log"],
+    ["tower.log", "tower.lifeline"],
     ["tower.trouble"],
     ["tower.db"],
     ["tower.models"],

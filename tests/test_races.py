@@ -101,7 +101,7 @@ def test_tasks_of_a_stopping_worker_take_no_room_from_others(rows: Settings) -> 
 def test_a_late_beat_keeps_the_processes_of_a_live_worker(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lease is taken before anything is killed, not after."""
     killed: list[str] = []
-    monkeypatch.setattr("tower.sweep.kill_marked", lambda task_id, attempt: killed.append(task_id))
+    monkeypatch.setattr("tower.sweep.end_marked", lambda task_id, attempt: killed.append(task_id))
     r.add_worker(pid=2**22 + 1, pid_space=host.pid_space(), pid_started=0)
     claim = r.running()
     fence = lifecycle.fence

@@ -127,12 +127,14 @@ def test_only_the_documented_variables_are_read(monkeypatch: pytest.MonkeyPatch)
 def test_every_documented_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """A value that cannot be used shows that it was looked at; one that can arrives."""
     monkeypatch.setenv("TRACE_DIR", "elsewhere")
+    monkeypatch.setenv("TOWER_RUN_DIR", "run")
     monkeypatch.setenv("HOST", "127.0.0.2")
     monkeypatch.setenv("TOWER_ALLOWED_HOSTS", "a.example, B.example")
     found = load()
-    assert (str(found.trace_dir), found.host, found.allowed_hosts) == ("elsewhere", "127.0.0.2", ("a.example", "b.example"))
+    assert (str(found.trace_dir), str(found.run_dir), found.host) == ("elsewhere", "run", "127.0.0.2")
+    assert found.allowed_hosts == ("a.example", "b.example")
 
-    rest = [env_name(field) for field in Settings.model_fields if field not in ("trace_dir", "host", "allowed_hosts")]
+    rest = [env_name(field) for field in Settings.model_fields if field not in ("trace_dir", "run_dir", "host", "allowed_hosts")]
     for name in rest:
         monkeypatch.setenv(name, "?")
     said = refusal()

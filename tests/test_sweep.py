@@ -1,15 +1,17 @@
 """The sweep: what it repairs, and what it leaves alone."""
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, host
+from tower import db, host, lifeline
 from tower.models import FAILED, QUEUED, RUNNING, Task, Worker
 from tower.settings import Settings
 from tower.sweep import Sweep
@@ -116,6 +118,52 @@ def test_tasks_of_a_process_that_died_here_are_taken_back_at_once(sweep: Sweep) 
     assert r.row(claim.id)["status"] == QUEUED
     assert orphan.wait(5) == -9
     wait_for("the worker to be forgotten", lambda: not db.read(lambda: Worker.select().exists()), 1)
+
+
+def test_tasks_of_a_container_that_was_restarted_are_taken_back_at_once(rows: Settings, nudges: r.Nudges, tmp_path: Path) -> None:
+    """Its old pids mean nothing any more, its lock does; the file goes with the worker."""
+    settings = rows.model_copy(update={"run_dir": tmp_path / "run"})
+    sweep = Sweep(settings, nudges)  # type: ignore[arg-type]
+    file = lifeline.hold(tmp_path / "run", "w1")
+    assert file is not None
+    r.add_worker(host=host.hostname())
+    claim = r.running()
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == RUNNING
+    os.close(file)
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == QUEUED
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_worker_that_dies_on_this_machine_is_noticed_between_two_passes(rows: Settings, nudges: r.Nudges, tmp_path: Path) -> None:
+    """As soon as its lifeline is free, however seldom the passes are."""
+    settings = rows.model_copy(update={"run_dir": tmp_path, "sweep_s": 3600.0, "lease_s": 3600.0})
+    file = lifeline.hold(tmp_path, "w1")
+    assert file is not None
+    r.add_worker(pid=2**22 + 1, pid_space=host.pid_space())
+    claim = r.running()
+    sweep = Sweep(settings, nudges)  # type: ignore[arg-type]
+    sweep.start()
+    try:
+        wait_for("its first look", lambda: sweep._alive == {"w1"})
+        assert r.row(claim.id)["status"] == RUNNING
+        os.close(file)
+        wait_for("the pass", lambda: r.row(claim.id)["status"] == QUEUED)
+    finally:
+        sweep.stop()
+
+
+def test_a_task_waits_until_what_its_lost_worker_left_is_gone(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of its commands never overlap, however long that takes."""
+    monkeypatch.setattr("tower.sweep.end_marked", lambda task_id, attempt: False)
+    r.add_worker(pid=2**22 + 1, pid_space=host.pid_space(), pid_started=0)
+    claim = r.running()
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == RUNNING
+    monkeypatch.setattr("tower.sweep.end_marked", lambda task_id, attempt: True)
+    sweep.run_once()
+    assert r.row(claim.id)["status"] == QUEUED
 
 
 def test_a_pid_that_was_given_to_another_process_is_not_the_worker(sweep: Sweep) -> None:

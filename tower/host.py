@@ -5,13 +5,19 @@ import shutil
 import signal
 import socket
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from tower import proc
+
 #: Set in the environment of every child process: `<task id>:<attempt>`.
 MARK = "TOWER_TASK"
+
+#: How long killed processes get to be gone, and the pause between two looks.
+_END_S, _PAUSE_S = 2.0, 0.002
 
 
 @dataclass(frozen=True)
@@ -26,26 +32,39 @@ class ProcessId:
 
     def is_dead(self) -> bool:
         """Return True only if it ran in our own pid space and is surely gone."""
-        if self.space != pid_space():
-            return False
-        try:
-            return _started(self.pid) != self.started or psutil.Process(self.pid).status() == psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return True
+        return self.space == pid_space() and _started(self.pid) != self.started
 
 
 def this_process() -> ProcessId:
     """Return the identity of the running process."""
-    return ProcessId(pid_space(), os.getpid(), _started(os.getpid()))
+    return ProcessId(pid_space(), os.getpid(), _started(os.getpid()) or 0.0)
 
 
-def _started(pid: int) -> float:
-    """Return when a process started; raise psutil.NoSuchProcess if there is none."""
+def _started(pid: int) -> float | None:
+    """Return when a process started; None if there is none, or nothing but its zombie."""
+    if proc.EXISTS:
+        found = proc.stat(pid)
+        return None if found is None or found[0] in "ZX" else float(found[2])
     try:
-        # The 22nd field of proc(5); the second may hold spaces and ends with the last parenthesis.
-        return float(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (FileNotFoundError, ProcessLookupError):
-        return float(psutil.Process(pid).create_time())
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def lease_clock(*, embedded: bool) -> int:
+    """Return the clock by which a worker trusts its leases, for `time.clock_gettime`; its guardian goes by the same one.
+
+    While a machine sleeps, other machines do not, so it counts that time; embedded, whoever takes leases back sleeps as well.
+    """
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.CLOCK_MONOTONIC if embedded else time.CLOCK_BOOTTIME
+    return getattr(time, "CLOCK_UPTIME_RAW", time.CLOCK_MONOTONIC) if embedded else time.CLOCK_MONOTONIC
+
+
+def lease_time(*, embedded: bool) -> float:
+    """Return the time on that clock."""
+    return time.clock_gettime(lease_clock(embedded=embedded))
 
 
 def hostname() -> str:
@@ -68,6 +87,8 @@ def group_lives(leader: int) -> bool:
         os.killpg(leader, 0)
     except (ProcessLookupError, PermissionError):
         return False
+    if proc.EXISTS:
+        return any(found[1] == leader and found[0] not in "ZX" for found in map(proc.stat, proc.pids()) if found)
     return any(_in_group(process, leader) for process in psutil.process_iter())
 
 
@@ -93,17 +114,45 @@ def _folder_prefix(task_id: str, attempt: int) -> str:
     return f"tower-{task_id}-{attempt}-"
 
 
-def kill_marked(task_id: str, attempt: int) -> int:
-    """Kill every process on this machine that carries the mark of an attempt; return how many there were.
+def mark(task_id: str, attempt: int) -> str:
+    """Return what the processes of an attempt carry as TOWER_TASK."""
+    return f"{task_id}:{attempt}"
+
+
+def end_marked(task_id: str, attempt: int) -> bool:
+    """Kill every process on this machine that carries the mark of an attempt; return whether they are gone.
 
     It finds what left its process group: daemons, double forks, `setsid`.
     """
-    mark, killed = f"{task_id}:{attempt}", 0
-    for process in psutil.process_iter():
+    deadline, absent = time.monotonic() + _END_S, 0
+    while absent < 2:  # once may be chance: in the midst of its exec a process has no environment
+        absent = 0 if kill_marked(task_id, attempt) else absent + 1
+        if time.monotonic() > deadline:
+            return False
+        if absent < 2:
+            time.sleep(_PAUSE_S)
+    return True
+
+
+def kill_marked(task_id: str, attempt: int) -> int:
+    """Look once for processes that carry the mark of an attempt and kill them; return how many there were."""
+    found = [pid for pid in _carrying(mark(task_id, attempt)) if pid != os.getpid()]
+    for pid in found:
         try:
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                process.send_signal(signal.SIGKILL)
-                killed += 1
-        except (psutil.Error, OSError):
-            continue  # it ended meanwhile, or belongs to somebody else
-    return killed
+            os.kill(pid, signal.SIGKILL)
+        except OSError:
+            continue  # it ended meanwhile
+    return len(found)
+
+
+def _carrying(value: str) -> list[int]:
+    if proc.EXISTS:
+        return proc.carrying(MARK, {value})
+    return [process.pid for process in psutil.process_iter() if _carries(process, value)]
+
+
+def _carries(process: psutil.Process, value: str) -> bool:
+    try:
+        return process.environ().get(MARK) == value and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, OSError):
+        return False  # it ended meanwhile, or belongs to somebody else

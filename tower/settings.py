@@ -91,6 +91,11 @@ class Settings(BaseSettings):
         validation_alias="TOWER_SHUTDOWN_GRACE_S",
         description="Seconds a worker process lets tasks go on after SIGTERM before it hands them back; the embedded one does so at once.",
     )
+    run_dir: Path | None = Field(
+        None,
+        validation_alias="TOWER_RUN_DIR",
+        description="Where each worker locks a file while it lives: a folder of its user's own. Unset: one in the temporary folder.",
+    )
     max_body_mb: int = Field(
         10, ge=1, le=100, validation_alias="TOWER_MAX_BODY_MB", description="Largest request body, and largest result, in MB."
     )
@@ -127,7 +132,7 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("redis_url", mode="before")
+    @field_validator("redis_url", "run_dir", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None

@@ -10,10 +10,10 @@ from typing import Any
 
 from peewee import JOIN, fn
 
-from tower import db, lifecycle, queries, reminders
+from tower import db, lifecycle, lifeline, log, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
-from tower.host import ProcessId, kill_marked, pid_space, remove_attempt_folders
+from tower.host import ProcessId, end_marked, hostname, pid_space, remove_attempt_folders
 from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
 from tower.settings import Settings
 
@@ -22,6 +22,8 @@ _LIMIT = 200
 _WRITTEN, _UNWRITTEN = 20, 1
 #: A worker row that has not been renewed for this many leases is forgotten.
 _FORGET_LEASES = 4
+#: How soon a worker's death on this machine is seen, between two passes.
+_LOOK_S = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,9 @@ class Sweep:
         self._last_watch = 0.0
         #: What the broker's memory was known by last.
         self._epoch: str | None = None
+        self._lifelines = lifeline.folder(settings.run_dir)
+        #: The workers of this machine that lived when we last looked.
+        self._alive: set[str] = set()
 
     def start(self) -> None:
         """Run a pass now and one every TOWER_SWEEP_S in a thread."""
@@ -55,7 +60,7 @@ class Sweep:
 
     def _loop(self) -> None:
         pause = 0.0
-        while not self._stopping.wait(pause):
+        while not self._is_stopped(pause):
             try:
                 self.run_once()
                 pause = min(self._settings.sweep_s * random.uniform(0.8, 1.2), self._next_due())
@@ -64,6 +69,15 @@ class Sweep:
             except Exception:
                 _log.exception("a pass of the sweep failed; the next one tries again")
                 pause = self._settings.sweep_s
+
+    def _is_stopped(self, pause: float) -> bool:
+        """Wait for the next pass, a shorter time if a worker of this machine ends; return whether there shall be none."""
+        end = time.monotonic() + pause
+        while not self._stopping.wait(max(0.0, min(_LOOK_S, end - time.monotonic()))):
+            before, self._alive = self._alive, lifeline.held(self._lifelines)
+            if before - self._alive or time.monotonic() >= end:
+                return False
+        return True
 
     def run_once(self) -> None:
         """Do one pass: take back lost leases, end what may not start any more, re-send nudges, ask for traces, forget dead workers."""
@@ -86,9 +100,8 @@ class Sweep:
             beat = db.unit(partial(lifecycle.fence, row["id"], row["attempt"], row["beat"]))
             if beat is None:
                 continue
-            if row["pid_space"] == pid_space():
-                kill_marked(row["id"], row["attempt"])
-                remove_attempt_folders(row["id"], row["attempt"])
+            if not _clear_away(row):
+                continue
             if db.unit(partial(lifecycle.expire, row["id"], row["attempt"], beat, row["reason"])):
                 self._nudger.send(ORCHESTRATE, row["id"])
                 self._nudger.send(TRACE, row["id"])
@@ -107,12 +120,16 @@ class Sweep:
         for row in running:
             worker = row["worker_id"]
             if worker not in dead:
-                dead[worker] = row["pid"] is not None and ProcessId(row["pid_space"], row["pid"], row["pid_started"]).is_dead()
+                dead[worker] = row["pid"] is not None and self._is_dead(worker, row)
             if dead[worker]:
                 lost.append({**row, "reason": f"Its worker process {row['pid']} on {row['host']} ended."})
             elif now - seen[row["id"], row["attempt"], row["beat"]] >= self._settings.lease_s:
                 lost.append({**row, "reason": f"Its worker sent no heartbeat for {self._settings.lease_s:g} s."})
         return lost
+
+    def _is_dead(self, worker_id: str, row: dict[str, Any]) -> bool:
+        process = ProcessId(row["pid_space"], row["pid"], row["pid_started"])
+        return lifeline.is_dead(self._lifelines, worker_id, process, row["host"])
 
     def _give_up_late(self) -> None:
         waiting = Task.status << (QUEUED, DISPATCHED)
@@ -172,15 +189,25 @@ class Sweep:
         rows = db.read(lambda: list(Worker.select().dicts()))
         now = db.read(db.clock) if rows else 0.0
         gone = [
-            row["id"]
-            for row in rows
-            if now - row["beat_at"] > self._settings.lease_s * _FORGET_LEASES
-            or ProcessId(row["pid_space"], row["pid"], row["pid_started"]).is_dead()
+            row["id"] for row in rows if now - row["beat_at"] > self._settings.lease_s * _FORGET_LEASES or self._is_dead(row["id"], row)
         ]
         # Its leases are found by the tasks' own rows; only a worker without any is forgotten.
         held = Task.select(Task.worker_id).where(Task.status == RUNNING, Task.worker_id.is_null(False))
         if gone:
-            db.unit(lambda: Worker.delete().where(Worker.id << gone, Worker.id.not_in(held)).execute())
+            forgotten = Worker.delete().where(Worker.id << gone, Worker.id.not_in(held)).returning(Worker.id)
+            for (worker_id,) in db.unit(lambda: list(forgotten.tuples())):
+                lifeline.forget(self._lifelines, worker_id)
+
+
+def _clear_away(row: dict[str, Any]) -> bool:
+    """End and remove what a lost attempt left on this machine; False if some of it still runs."""
+    task_id, attempt = row["id"], row["attempt"]
+    if row["pid_space"] == pid_space() and not end_marked(task_id, attempt):
+        _log.warning("what a lost worker left cannot be ended, so its task waits", extra=log.context(task_id, attempt))
+        return False
+    if row["host"] == hostname():
+        remove_attempt_folders(task_id, attempt)
+    return True
 
 
 def _running() -> Any:

@@ -54,7 +54,7 @@ class Stack:
     def __init__(self, folder: Path, **environment: str) -> None:
         self.folder = folder
         self.port = free_port()
-        self.environment = {"PORT": str(self.port), **QUICK, **environment}
+        self.environment = {"PORT": str(self.port), "TOWER_RUN_DIR": str(folder / "run"), **QUICK, **environment}
         self.processes: list[Process] = []
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
 

@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Tower
 from tests.processes import marked
 from tests.servers import wait_for
+from tower import faults
 
 
 def run(tower: Tower, *argv: str, **more: object) -> dict[str, object]:
@@ -41,6 +42,46 @@ def test_a_program_that_does_not_exist_is_named(sqlite_tower: Tower) -> None:
     """Told apart from a folder that does not exist."""
     assert run(sqlite_tower, "no-such-program")["error"]["code"] == "command_not_found"  # type: ignore[index]
     assert run(sqlite_tower, "true", cwd="/no/such/folder")["error"]["code"] == "command_not_started"  # type: ignore[index]
+
+
+def test_a_program_that_cannot_be_run_says_why(sqlite_tower: Tower, tmp_path: Path) -> None:
+    """It is there, but no program, or one whose interpreter is missing; a program's own 127 is its exit code."""
+    (tmp_path / "text").write_text("just text")
+    (tmp_path / "script").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "script").chmod(0o755)
+    for name, why in (("./text", "Permission denied"), ("./script", "not found")):
+        error = dict(run(sqlite_tower, name, cwd=str(tmp_path))["error"])  # type: ignore[call-overload]
+        assert (error["code"], error["message"]) == ("command_not_started", f"'{name}' could not be started: {why}.")
+    error = dict(run(sqlite_tower, "sh", "-c", "no-such-program")["error"])  # type: ignore[call-overload]
+    assert (error["code"], error["details"]["exit_code"]) == ("exit_nonzero", 127)
+
+
+def test_a_program_is_looked_for_where_it_will_run(sqlite_tower: Tower, tmp_path: Path) -> None:
+    """By the payload's PATH, relative to its cwd; also one whose name looks like an option."""
+    (tmp_path / "bin").mkdir()
+    for name in ("tool", "-tool"):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho {name} was given $1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+        task = run(sqlite_tower, name, "two  words", cwd=str(tmp_path), env={"PATH": "bin:/usr/bin:/bin"})
+        assert f"] {name} was given two" in sqlite_tower.log(str(task["id"]))
+
+
+def test_a_program_finds_nothing_open_but_its_own(sqlite_tower: Tower) -> None:
+    """Standard input, output and error: neither the gate nor anything of the tower's."""
+    code = "import os, stat; print('open:', os.listdir('/dev/fd')[:-1], 'file:', stat.S_ISREG(os.fstat(0).st_mode))"
+    task = run(sqlite_tower, sys.executable, "-c", code, stdin="x")
+    assert "open: ['0', '1', '2'] file: True" in sqlite_tower.log(str(task["id"]))
+
+
+@pytest.mark.parametrize("point", ["spawn.before", "spawn.gate"])
+def test_a_command_whose_gate_stays_shut_never_runs(sqlite_tower: Tower, tmp_path: Path, point: str) -> None:
+    """Whatever goes wrong between its start and the word to its guardian."""
+    faults.arm(f"{point}:1:sleep=0.2,{point}:1:raise")
+    task = run(sqlite_tower, "touch", str(tmp_path / "ran"))
+    faults.arm(None)
+    assert dict(task["error"])["code"] == "handler_error"  # type: ignore[call-overload]
+    assert not (tmp_path / "ran").exists()
+    assert marked(str(task["id"])) == []
 
 
 def test_stdin_env_and_own_exit_codes(sqlite_tower: Tower) -> None:
