@@ -13,6 +13,7 @@ from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, Attempt
 from tower import __version__, db, leases
 from tower.broker import TRACE, Nudger
 from tower.errors import Unavailable
+from tower.faults import fault
 from tower.host import hostname, this_process
 from tower.models import DISPATCHED, QUEUED, Task, Worker, new_id
 from tower.settings import Settings
@@ -159,6 +160,7 @@ class WorkerProcess:
         if not held:
             return
         sent, ids = time.monotonic(), [task_id for task_id, _ in held]
+        fault("beat.before")
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
         kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
         for key, attempt in held.items():
