@@ -11,11 +11,13 @@ from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
 from tests.chaos.checker import rows
-from tests.chaos.stage import Stage, signal_to
+from tests.chaos.stage import Stage, age_s, signal_to
 
 #: Seconds between two faults.
 _PAUSE = (0.4, 1.6)
 _STEPS = (3600, 60, -30, -5)
+#: A process is left alone until it is so old, but for this part of the cases.
+_GROWN_S, _EARLY = 4.0, 0.1
 
 
 class Nemesis:
@@ -37,7 +39,7 @@ class Nemesis:
             (3, "worker kill -9", lambda: self._kill(self._worker())),
             (2, "worker STOP", lambda: self._freeze(self._worker())),
             (2, "guardian kill -9", lambda: self._kill(self._one(self._stage.guardians()))),
-            (1, "server TERM", lambda: self._signal(self._stage.server.pid, signal.SIGTERM)),
+            (1, "server TERM", lambda: self._signal(self._server(), signal.SIGTERM)),
             (1, "clock step", self._step_clock),
         ]
         if self._stage.has_disk:
@@ -49,8 +51,8 @@ class Nemesis:
             return kinds
         return [
             *kinds,
-            (1, "server kill -9", lambda: self._kill(self._stage.server.pid)),
-            (1, "server STOP", lambda: self._freeze(self._stage.server.pid)),
+            (1, "server kill -9", lambda: self._kill(self._server())),
+            (1, "server STOP", lambda: self._freeze(self._server())),
             (1, "worker TERM", lambda: self._signal(self._master(), signal.SIGTERM)),
             (1, "master kill -9", lambda: self._kill(self._master())),
             (1, "Redis FLUSHALL", self._flush),
@@ -104,10 +106,17 @@ class Nemesis:
         return self._random.choice(sorted(pids)) if pids else None
 
     def _worker(self) -> int | None:
-        return self._one(self._stage.workers())
+        return self._one(self._grown(self._stage.workers()))
 
-    def _master(self) -> int:
-        return self._random.choice(self._stage.services[1:]).pid
+    def _server(self) -> int | None:
+        return self._one(self._grown([self._stage.server.pid]))
+
+    def _grown(self, pids: list[int]) -> list[int]:
+        """Leave processes that have hardly begun alone, mostly: one that never gets to its work breaks nothing."""
+        return [pid for pid in pids if age_s(pid) > _GROWN_S or self._random.random() < _EARLY]
+
+    def _master(self) -> int | None:
+        return self._one(self._grown([service.pid for service in self._stage.services[1:]]))
 
     def _kill(self, pid: int | None) -> str | None:
         if pid is None:
@@ -115,7 +124,9 @@ class Nemesis:
         self._stage.kill(pid)
         return str(pid)
 
-    def _signal(self, pid: int, number: signal.Signals) -> str:
+    def _signal(self, pid: int | None, number: signal.Signals) -> str | None:
+        if pid is None:
+            return None
         signal_to(pid, number)
         return str(pid)
 

@@ -204,6 +204,14 @@ def signal_to(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+def age_s(pid: int) -> float:
+    """Return for how long a process has lived; 0 for one that is gone."""
+    try:
+        return time.time() - psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
+
+
 def _children(pid: int) -> list[psutil.Process]:
     try:
         return psutil.Process(pid).children()
