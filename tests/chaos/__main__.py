@@ -87,22 +87,23 @@ def main() -> int:
     seed = random.SystemRandom().randrange(10_000) if asked.seed is None else asked.seed
     tasks = asked.tasks or int(asked.seconds * _RATE)
     folder = Path(tempfile.mkdtemp(prefix="tower-chaos-"))
-    _say(f"seed {seed}, {asked.backend}, {asked.seconds:g} s, {tasks} tasks, in {folder}")
-    say = _say if asked.verbose else lambda text: _say(text) if text.startswith("faults") else None
+    say(f"seed {seed}, {asked.backend}, {asked.seconds:g} s, {tasks} tasks, in {folder}")
+    told = say if asked.verbose else (lambda text: say(text) if text.startswith("faults") else None)
     try:
-        report = run(folder, backend=asked.backend, seed=seed, seconds=asked.seconds, tasks=tasks, say=say)
+        report = run(folder, backend=asked.backend, seed=seed, seconds=asked.seconds, tasks=tasks, say=told)
     finally:
         if not asked.keep:
             shutil.rmtree(folder, ignore_errors=True)
-    _say(f"ended as {dict(report.statuses)}")
+    say(f"ended as {dict(report.statuses)}")
     for text in report.broken[:_SHOWN]:
-        _say(f"BROKEN {text}")
-    _say(HEADER)
-    _say(report.row(f"{asked.backend} {seed}, {asked.seconds:g} s"))
+        say(f"BROKEN {text}")
+    say(HEADER)
+    say(report.row(f"{asked.backend} {seed}, {asked.seconds:g} s"))
     return 1 if report.broken else 0
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print a line at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

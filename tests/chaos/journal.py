@@ -53,17 +53,17 @@ def main() -> int:
     write(path, attempt, "start", born=started(os.getpid()), parent=os.getppid())
     for pid in living(path, attempt):
         write(path, attempt, "overlap", other=pid)
-    if "fork" in modes or "setsid" in modes:
-        if os.fork() == 0:
-            if "setsid" in modes:
-                os.setsid()
-            write(path, attempt, "child", born=started(os.getpid()))
-            time.sleep(float(seconds) + 30)
-            return 0
-    print("journal: begun", flush=True)
+    if ("fork" in modes or "setsid" in modes) and os.fork() == 0:
+        if "setsid" in modes:
+            os.setsid()
+        write(path, attempt, "child", born=started(os.getpid()))
+        time.sleep(float(seconds) + 30)
+        return 0
+    sys.stdout.write("begun\n")
+    sys.stdout.flush()
     time.sleep(float(seconds))
     write(path, attempt, "end")
-    print("journal: done", flush=True)
+    sys.stdout.write("done\n")
     return next((int(mode.partition("=")[2]) for mode in modes if mode.startswith("exit=")), 0)
 
 

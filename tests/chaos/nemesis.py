@@ -11,13 +11,13 @@ from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
 from tests.chaos.checker import rows
-from tests.chaos.stage import Stage, age_s, signal_to
+from tests.chaos.stage import Stage, signal_to
 
 #: Seconds between two faults.
 _PAUSE = (0.4, 1.6)
 _STEPS = (3600, 60, -30, -5)
-#: A process is left alone until it is so old, but for this part of the cases.
-_GROWN_S, _EARLY = 4.0, 0.1
+#: A process is left alone until it is at work, but for this part of the cases.
+_EARLY = 0.1
 
 
 class Nemesis:
@@ -113,7 +113,7 @@ class Nemesis:
 
     def _grown(self, pids: list[int]) -> list[int]:
         """Leave processes that have hardly begun alone, mostly: one that never gets to its work breaks nothing."""
-        return [pid for pid in pids if age_s(pid) > _GROWN_S or self._random.random() < _EARLY]
+        return [pid for pid in pids if self._stage.is_at_work(pid) or self._random.random() < _EARLY]
 
     def _master(self) -> int | None:
         return self._one(self._grown([service.pid for service in self._stage.services[1:]]))

@@ -118,7 +118,8 @@ class Stage:
         """Put the traces on a small disk of their own, if we may."""
         if os.geteuid() != 0:
             return False
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tower-chaos", str(self.traces)], capture_output=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={_DISK}", "tower-chaos", str(self.traces)]
+        mounted = subprocess.run(command, check=False, capture_output=True)
         return mounted.returncode == 0
 
     def _supervise(self) -> None:
@@ -134,6 +135,15 @@ class Stage:
         if self.is_embedded:
             return [self.server.pid]
         return [child.pid for service in self.services[1:] for child in _children(service.pid) if "dramatiq" in " ".join(_line(child))]
+
+    def is_at_work(self, pid: int) -> bool:
+        """Whether a server, or a worker or its master, has come so far that it takes or runs tasks."""
+        return any(
+            word in service.process.log
+            for service in self.services
+            for word in ("tower is up", "worker started")
+            if pid == service.pid or pid in [child.pid for child in _children(service.pid)]
+        )
 
     def guardians(self) -> list[int]:
         """Return the guardians of our workers."""
@@ -202,14 +212,6 @@ def signal_to(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process that may be gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-
-
-def age_s(pid: int) -> float:
-    """Return for how long a process has lived; 0 for one that is gone."""
-    try:
-        return time.time() - psutil.Process(pid).create_time()
-    except psutil.Error:
-        return 0.0
 
 
 def _children(pid: int) -> list[psutil.Process]:
