@@ -1,6 +1,5 @@
 """Processes of the tower that start quickly: forked from one that has imported everything, so that many short lives cost little."""
 
-import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,9 +7,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from dramatiq import Worker
+
 _context = multiprocessing.get_context("forkserver")
 # Only what opens nothing when it is imported; the parent's own main module need not be loaded again.
-_context.set_forkserver_preload(["tower.main", "dramatiq.cli", "actors.crew", "tests.chaos.lives"])
+_context.set_forkserver_preload(["tower.main", "actors.handlers.http", "tests.chaos.lives"])
 
 SERVER, WORKER = "server", "worker"
 
@@ -34,10 +35,9 @@ class Life:
         return self._process.exitcode
 
     def end(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it, and what dramatiq's master forked."""
-        if self._process.pid is not None:
-            with contextlib.suppress(ProcessLookupError):
-                (os.killpg if number == signal.SIGKILL else os.kill)(self._process.pid, number)
+        """End it."""
+        if self._process.pid is not None and self.alive:
+            os.kill(self._process.pid, number)
         self._process.join(30)
 
 
@@ -51,10 +51,20 @@ def _live(program: str, folder: str, log: str, environment: dict[str, str], path
         del os.environ[name]
     os.environ.update(environment)
     sys.path[:0] = paths
-    if program == SERVER:
-        from tower.main import main
-    else:
-        from dramatiq.cli import main
+    sys.exit(_serve() if program == SERVER else _work())
 
-        sys.argv = ["dramatiq", "tower.actors", "--processes", "1", "--threads", "2"]
-    sys.exit(main())
+
+def _serve() -> int:
+    from tower.main import main
+
+    return main()
+
+
+def _work() -> int:
+    """Do what a process of `dramatiq tower.actors` does; without its master, which takes seconds to come and go."""
+    from tower.actors import broker
+
+    worker = Worker(broker, worker_threads=2)
+    worker.start()
+    signal.pause()
+    return 0

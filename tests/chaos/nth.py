@@ -51,7 +51,14 @@ class Loop:
             postgres, redis = Postgres().start(), Redis().start()
             self._servers = [redis, postgres]
             self.url, more = postgres.url(), {"REDIS_URL": redis.url()}
-        self._environment = {**QUICK, "DATABASE_URL": self.url, "PORT": str(self.port), "TRACE_DIR": str(self.traces), MARK: self.run, **more}
+        self._environment = {
+            **QUICK,
+            "DATABASE_URL": self.url,
+            "PORT": str(self.port),
+            "TRACE_DIR": str(self.traces),
+            MARK: self.run,
+            **more,
+        }
         self._web = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
         threading.Thread(target=self._web.serve_forever, name="web", daemon=True).start()
         self._client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=10)
@@ -138,7 +145,7 @@ class Loop:
 
 
 class _Answers(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802  # the name that http.server asks for
+    def do_GET(self) -> None:  # the name that http.server asks for
         self.send_response(200)
         self.send_header("Content-Length", "2")
         self.end_headers()
