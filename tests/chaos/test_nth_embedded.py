@@ -1,4 +1,4 @@
-"""Death at every moment of a task, embedded on SQLite. Every point is tried for a command, which passes most; of the others a third each."""
+"""Death at every moment of a task, embedded: each point is tried for a command, which passes most; of the others each third."""
 
 from collections.abc import Iterator
 
