@@ -11,9 +11,11 @@ from dramatiq import Worker
 
 _context = multiprocessing.get_context("forkserver")
 # Only what opens nothing when it is imported; the parent's own main module need not be loaded again.
-_context.set_forkserver_preload(["tower.main", "actors.handlers.http", "tests.chaos.lives"])
+_context.set_forkserver_preload(["tower.main", "actors.handlers.http", "tests.chaos.stepped", "tests.chaos.lives"])
 
 SERVER, WORKER = "server", "worker"
+#: Names the file whose seconds are added to SQLite's clock.
+CLOCK = "CHAOS_CLOCK"
 
 
 class Life:
@@ -55,8 +57,11 @@ def _live(program: str, folder: str, log: str, environment: dict[str, str], path
 
 
 def _serve() -> int:
+    from tests.chaos.stepped import step_with
     from tower.main import main
 
+    if CLOCK in os.environ:
+        step_with(Path(os.environ[CLOCK]))
     return main()
 
 

@@ -23,7 +23,8 @@ MARK = "CHAOS_RUN"
 _LEASE_S = float(QUICK["TOWER_LEASE_S"])
 _DISK = "32m"
 
-_CLOCK = """
+#: Postgres looks for a function in `public` first and finds one whose clock a row can move.
+CLOCK_SQL = """
 CREATE TABLE public.chaos_clock AS SELECT 0::double precision AS seconds;
 CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql AS
   'SELECT pg_catalog.clock_timestamp() + make_interval(secs => (SELECT seconds FROM public.chaos_clock))';
@@ -89,7 +90,7 @@ class Stage:
             shared |= {"DATABASE_URL": self.database_url}
         else:
             self.postgres, self.redis = Postgres(fsync=True).start(), Redis().start()
-            self.postgres.execute(_CLOCK)
+            self.postgres.execute(CLOCK_SQL)
             self.database_url = self.postgres.url()
             server = [sys.executable, "-m", "devops_control_tower.main"]
             shared |= {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis.url()}
