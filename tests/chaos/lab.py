@@ -1,5 +1,6 @@
 """A small tower of quick lives for one fault at a time, embedded on SQLite or as services on Postgres, and what its tasks promise."""
 
+import shutil
 import sys
 import threading
 import time
@@ -85,6 +86,16 @@ class Lab:
         """Start a whole tower; the victim breaks as the fault says."""
         faulty = {"TOWER_FAULT": fault} if fault else {}
         return {name: self.start(name, **(faulty if name == victim else {}), **environment) for name in self.programs}
+
+    def empty(self) -> None:
+        """Begin with a database in which nothing is, not even a table."""
+        self.end_lives()
+        if self.postgres:
+            self.postgres.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+            self.postgres.execute(CLOCK_SQL)
+        for path in self.folder.glob("tower.db*"):
+            path.unlink()
+        shutil.rmtree(self.traces, ignore_errors=True)
 
     def end_lives(self) -> None:
         """Kill every process of the tower."""
