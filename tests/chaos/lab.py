@@ -37,7 +37,7 @@ class Lab:
         self.run, self.port = uuid.uuid4().hex, free_port()
         self.url = f"sqlite:///{database or folder / 'tower.db'}"
         self.lives: list[Life] = []
-        self.postgres = None if self.is_embedded else Postgres().start()
+        self.postgres = None if self.is_embedded else Postgres(fsync=True).start()
         self.redis = None if self.is_embedded else Redis().start()
         more = {CLOCK: str(self.clock)}
         if self.postgres and self.redis:
