@@ -204,12 +204,13 @@ def test_a_transaction_that_sqlite_has_ended_itself_says_why(sqlite_settings: Se
     """Its disk is full: that is an outage with a name, and no mistake of ours, although there is nothing left to roll back."""
     db.open_database(sqlite_settings)
     db.migrate()
+    task_id = r.insert()
     with db.database.connection_context():
         pages = db.database.execute_sql("PRAGMA page_count").fetchone()[0]
 
     def work() -> None:
         db.database.execute_sql(f"PRAGMA max_page_count = {pages}")
-        db.database.execute_sql("INSERT INTO task_event VALUES ('t', 1, 0, 0, 'queued', zeroblob(1000000))")
+        db.database.execute_sql("INSERT INTO task_event VALUES (?, 2, 0, 0, 'more', zeroblob(1000000))", (task_id,))
 
     with pytest.raises(Unavailable, match="disk is full"):
         db.unit(work, patience_s=0.1)
