@@ -15,6 +15,7 @@ from actors import child
 from actors.guard import Guard
 from tower import db, leases, queries
 from tower.errors import Unavailable
+from tower.faults import fault
 from tower.handler import Fail, Finished, Previous, Stopped
 from tower.host import lease_time, make_attempt_folder, mark
 from tower.leases import CHUNK, Claim
@@ -224,6 +225,7 @@ class Attempt:
                     kept = (piece.is_doubtful and db.read(recognise)) or db.unit(append, patience_s=_FLUSH_S, recognise=recognise)
                 except Unavailable:
                     break
+                fault("log.after_commit")
                 self._in_hand, flushed = None, True
                 if not kept:
                     self.stop(LEASE_LOST)

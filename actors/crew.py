@@ -16,6 +16,7 @@ from actors.worker import WorkerProcess
 from tower import db
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor, stop_taking
 from tower.errors import Unavailable
+from tower.faults import fault
 from tower.handler import Registry
 from tower.settings import Settings
 from tower.sweep import Sweep
@@ -121,5 +122,6 @@ def _actor(broker: dramatiq.Broker, function: Callable[[str], None], name: str, 
         except Unavailable as error:
             # The row is as it was, and the sweep nudges again: nothing to do but say it.
             _log.warning("%s %s waits.", error.message, name, extra={"fields": {"task": task_id}})
+        fault("message.done")
 
     dramatiq.actor(actor_name=name, queue_name=queue, priority=priority, broker=broker)(act)

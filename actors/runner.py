@@ -15,6 +15,7 @@ from actors.worker import WorkerProcess
 from tower import db, jsontext, leases, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
+from tower.faults import fault
 from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
 from tower.host import lease_time
 from tower.leases import CHUNK, Claim
@@ -115,7 +116,10 @@ class Runner:
         if not db.read(partial(queries.is_dispatched, task_id, self._worker.queues)):
             return None, sent  # a nudge that somebody answered already must not make writers wait
         me, queues = self._worker.id, self._worker.queues
+        fault("claim.before")
         claim = db.unit(lambda: lifecycle.claim(me, token, task_id=task_id, queues=queues), recognise=lambda: lifecycle.claimed(token))
+        if claim:
+            fault("claim.after_commit")
         return claim, sent
 
     def _run(self, claim: Claim, leased_at: float) -> None:
@@ -180,11 +184,13 @@ class Runner:
             end = partial(lifecycle.release, claim, _HANDED_BACK[attempt.stop_reason], token, tail)
         else:
             end = partial(lifecycle.finish, claim, outcome, token, tail)
+        fault("finish.before")
         try:
             status = db.unit(end, patience_s=self._settings.lease_s, recognise=partial(lifecycle.finished, claim.id, token))
         except Unavailable as error:
             _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
             return
+        fault("finish.after_commit")
         if status is None:
             _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
             return
@@ -206,6 +212,7 @@ class Runner:
             for name, path in files.items():
                 for part, data in enumerate(_parts(path)):
                     db.unit(partial(leases.keep_artifact, attempt.claim, name, part, data), patience_s=self._settings.lease_s)
+                    fault("artifact.after_commit")
         except Fail as failure:
             problem = _failed(failure.code, failure.message, may_retry=False)
         except OSError as error:

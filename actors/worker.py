@@ -15,6 +15,7 @@ from actors.guard import Guard
 from tower import __version__, db, leases, lifeline
 from tower.broker import TRACE, Nudger
 from tower.errors import Unavailable
+from tower.faults import fault
 from tower.host import hostname, lease_time, this_process
 from tower.models import DISPATCHED, QUEUED, Task, Worker, new_id
 from tower.settings import Settings
@@ -171,6 +172,7 @@ class WorkerProcess:
         if not held:
             return
         sent, ids = lease_time(embedded=self._settings.embedded), [task_id for task_id, _ in held]
+        fault("beat.before")
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
         kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
         for key, attempt in held.items():

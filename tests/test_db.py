@@ -198,3 +198,34 @@ def test_sqlite_is_durable_and_never_blocks_readers(sqlite_settings: Settings) -
         assert (db.database.journal_mode, db.database.synchronous, db.database.foreign_keys) == ("wal", 2, 1)
     db.close_database()
     wait_for("the connections to close", lambda: not Path(sqlite_settings.database_url.removeprefix("sqlite:///") + "-wal").exists(), 2)
+
+
+def test_a_transaction_that_sqlite_has_ended_itself_says_why(sqlite_settings: Settings) -> None:
+    """Its disk is full: that is an outage with a name, and no mistake of ours, although there is nothing left to roll back."""
+    db.open_database(sqlite_settings)
+    db.migrate()
+    task_id = r.insert()
+    with db.database.connection_context():
+        pages = db.database.execute_sql("PRAGMA page_count").fetchone()[0]
+
+    def work() -> None:
+        db.database.execute_sql(f"PRAGMA max_page_count = {pages}")
+        db.database.execute_sql("INSERT INTO task_event VALUES (?, 2, 0, 0, 'more', zeroblob(1000000))", (task_id,))
+
+    with pytest.raises(Unavailable, match="disk is full"):
+        db.unit(work, patience_s=0.1)
+    r.insert(payload="{}")
+
+
+def test_a_connection_that_failed_is_not_used_again(sqlite_settings: Settings) -> None:
+    """One that SQLite opened while the disk was read-only would never write again."""
+    db.open_database(sqlite_settings)
+    db.migrate()
+
+    def work() -> None:
+        db.database.execute_sql("PRAGMA query_only = 1")  # stands in for the disk: it holds for this connection
+        db.database.execute_sql("CREATE TABLE small (number INTEGER)")
+
+    with pytest.raises(Unavailable, match="readonly"):
+        db.unit(work, patience_s=0.1)
+    r.insert()

@@ -17,6 +17,7 @@ from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
 
 from tower.errors import SettingsError, Unavailable
+from tower.faults import fault
 from tower.settings import Settings
 from tower.trouble import Trouble, explain, is_outage
 
@@ -212,6 +213,8 @@ def migrate(*, patience_s: float = 30.0) -> list[str]:
         strangers = [step.name for step in runner.status() if step.path is None]
         if strangers:
             raise SettingsError(f"The database was made by a newer tower ({', '.join(strangers)}); upgrade this one.")
-        return list(runner.up())
+        applied = list(runner.up())
+        fault("migrate.mid")
+        return applied
 
     return unit(work, patience_s=patience_s)

@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from tower import db, jsontext, lifecycle, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
+from tower.faults import fault
 from tower.handler import Registry
 from tower.lifecycle import NewTask
 from tower.log import Outage
@@ -109,10 +110,13 @@ class EnhancedOrchestrator:
         return self._accept([self._checked(spec, f"tasks.{place}.") for place, spec in enumerate(specs)])
 
     def _accept(self, tasks: list[NewTask]) -> list[Accepted]:
+        fault("front.before_insert")
         accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S)
+        fault("front.after_commit")
         fresh = next((task for task in accepted if task.new), None)
         if fresh:
             self._nudger.send(ORCHESTRATE, fresh.id)
+        fault("front.after_send")
         return accepted
 
     def _checked(self, spec: TaskSpec, where: str = "") -> NewTask:

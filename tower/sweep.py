@@ -13,6 +13,7 @@ from peewee import JOIN, fn
 from tower import db, lifecycle, lifeline, log, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
+from tower.faults import fault
 from tower.host import ProcessId, end_marked, hostname, pid_space, remove_attempt_folders
 from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
 from tower.settings import Settings
@@ -96,13 +97,17 @@ class Sweep:
     def _take_back(self) -> None:
         """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
         running = db.read(lambda: list(_running().dicts()))
+        fault("sweep.after_select")
         for row in self._lost(running):
             beat = db.unit(partial(lifecycle.fence, row["id"], row["attempt"], row["beat"]))
             if beat is None:
                 continue
+            fault("sweep.after_fence")
             if not _clear_away(row):
                 continue
-            if db.unit(partial(lifecycle.expire, row["id"], row["attempt"], beat, row["reason"])):
+            moved = db.unit(partial(lifecycle.expire, row["id"], row["attempt"], beat, row["reason"]))
+            fault("sweep.after_commit")
+            if moved:
                 self._nudger.send(ORCHESTRATE, row["id"])
                 self._nudger.send(TRACE, row["id"])
 
