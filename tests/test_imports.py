@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     ["tower", "tower.errors", "tower.faults"],
     ["tower.settings", "tower.jsontext", "tower.host"],
-    ["tower.log"],
+    ["tower.log", "tower.folder"],
     ["tower.db"],
     ["tower.models"],
     ["tower.leases", "tower.reminders"],

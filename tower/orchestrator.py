@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from tower import db, jsontext, lifecycle, queries
+from tower import db, jsontext, lifecycle, queries, trace
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.handler import Registry
@@ -199,6 +199,8 @@ class EnhancedOrchestrator:
             told["oldest_waiting_s"] = None if oldest is None else round(oldest, 3)
             if not workers:
                 problems.append("No worker is alive: tasks are accepted and wait; start one with `tower worker`.")
+            if untraced := db.read(queries.trace_errors, patience_s=1.0):
+                problems.append(trace.explain_delay(untraced))
         except TowerError as error:
             told["database"] = "down"
             problems.append(f"{error.message} Tasks cannot be accepted.")

@@ -188,6 +188,18 @@ def in_flight() -> list[dict[str, Any]]:
     return list(Task.select(Task.queue, count).where(counted).group_by(Task.queue).dicts())
 
 
+def trace_error(task_id: str) -> str | None:
+    """Return why a task's folder could not be written last; None if it could, or if there is no such task."""
+    found = Task.select(Task.trace_error).where(Task.id == task_id).scalar()
+    return None if found is None else str(found)
+
+
+def trace_errors(limit: int = 1000) -> list[str]:
+    """Return why folders lag behind, those tried most often first; only so many are looked at."""
+    behind = Task.select(Task.trace_error).where(Task.traced_seq < Task.seq).order_by(Task.trace_due_at.desc()).limit(limit)
+    return [row[0] for row in behind.tuples() if row[0] is not None]
+
+
 def progress(task_id: str) -> tuple[str, int]:
     """Return a task's status and the number of its last event or log chunk; raise NotFound."""
     row = Task.select(Task.status, Task.seq).where(Task.id == task_id).tuples().first()

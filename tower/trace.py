@@ -1,13 +1,13 @@
-"""The trace folder's format: what each file says, how it is written whole, and how it is read back."""
+"""The trace folder's format: what each file says, and how it is read back. `folder` writes it."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -126,81 +126,6 @@ def _document(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
-class Folder:
-    """A task's open folder, locked against other writers; nothing in it is ever reached through a symbolic link."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def replace(self, name: str, data: bytes | Iterable[bytes]) -> None:
-        """Make a file hold exactly this, so that a reader sees the old or the new, never half."""
-        parts = [data] if isinstance(data, bytes) else data
-        beside = f".{name}.new"
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644, dir_fd=self._fd)
-        with open(fd, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(fd)
-        os.rename(beside, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-
-    def append(self, name: str, offset: int, data: bytes) -> bool:
-        """Write at a known offset and cut what a crash left behind it; False if the file does not reach that far."""
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644, dir_fd=self._fd)
-        with open(fd, "r+b") as file:
-            if os.fstat(fd).st_size < offset:
-                return False
-            file.truncate(offset)
-            file.seek(offset)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        return True
-
-    def has(self, name: str) -> bool:
-        """Whether a regular file of that name is there."""
-        try:
-            return stat.S_ISREG(os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return False
-
-    @contextmanager
-    def inner(self, name: str) -> Iterator["Folder"]:
-        """Open a folder inside this one, making it if need be."""
-        with _open_folder(name, self._fd) as fd:
-            yield Folder(fd)
-
-    def settle(self) -> None:
-        """Make the names in the folder survive a power cut."""
-        os.fsync(self._fd)
-
-
-@contextmanager
-def open_folder(root: Path, task_id: str) -> Iterator[Folder]:
-    """Open and lock a task's folder, making it if need be; two writers wait for each other."""
-    root.mkdir(parents=True, exist_ok=True)
-    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with _open_folder(task_id, top) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield Folder(fd)
-    finally:
-        os.close(top)
-
-
-@contextmanager
-def _open_folder(name: str, parent: int) -> Iterator[int]:
-    try:
-        os.mkdir(name, dir_fd=parent)
-    except FileExistsError:
-        pass
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
 def list_files(root: Path, task_id: str) -> list[dict[str, Any]]:
     """Return the path, size and time of every file in a task's folder; empty if there is none yet."""
     top = root / task_id
@@ -239,6 +164,16 @@ def find_file(root: Path, task_id: str, path: str) -> Path:
     except OSError:  # a name longer than the file system takes, or a folder that is closed to us
         pass
     raise NotFound(f"Task {task_id} has no file {path[:200]!r}; GET /tasks/{task_id}/files lists them.", code="file_not_found")
+
+
+def explain_delay(errors: Sequence[str]) -> str:
+    """Say in one line why folders lag behind and what that means, from the errors in their rows."""
+    reason, count = Counter(errors).most_common(1)[0]
+    then = "when there is space" if reason.endswith(os.strerror(errno.ENOSPC)) else "when it can be written"
+    more = f" ({count} tasks)" if count > 1 else ""
+    if not reason.startswith("TRACE_DIR="):
+        then = "when the way is free (`tower fsck --repair` clears it)"
+    return f"{reason}: results are kept, traces follow {then}{more}."
 
 
 def is_complete(task: dict[str, Any]) -> bool:
