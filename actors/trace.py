@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,6 @@ from tower.models import FINAL
 from tower.settings import Settings
 from tower.trace import ARTIFACTS, EVENTS, INPUT, LOG, OUTPUT
 
-#: Log chunks taken at once: a few MB of memory at most.
-_BATCH = 16
 #: How long the lag that was seen last says something about now.
 _FRESH_S = 2.0
 #: What goes wrong with one folder because of what somebody put or took there; everything else is the disk's, and hits all folders.
@@ -134,7 +132,7 @@ class Tracer:
                 if name.startswith(".") and name.endswith(".new"):
                     folder.remove(name)
             folder.replace(INPUT, trace.render_input(task).encode())
-            size = folder.replace(LOG, _log_pieces(task, 0))
+            size = folder.replace(LOG, trace.log_pieces(task, 0))
             _write_rest(folder, task)
             if into is None:
                 self._mark(task, size)
@@ -170,23 +168,12 @@ def _extend_log(folder: Folder, task: dict[str, Any]) -> int:
     """Append what is new to log.txt, or write all of it if it was taken away or cut; return its size."""
     size = int(task["traced_bytes"])
     if not folder.append(LOG, size, b""):
-        return folder.replace(LOG, _log_pieces(task, 0))
-    for piece in _log_pieces(task, task["traced_seq"]):
+        return folder.replace(LOG, trace.log_pieces(task, 0))
+    for piece in trace.log_pieces(task, task["traced_seq"]):
         if not folder.append(LOG, size, piece):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), LOG)  # taken away at this moment
         size += len(piece)
     return size
-
-
-def _log_pieces(task: dict[str, Any], after: int) -> Iterator[bytes]:
-    """Yield log.txt from behind number `after` to what the row tells, some chunks at a time."""
-    while after < task["seq"]:
-        entries = db.read(partial(queries.log_entries, task["id"], after, _BATCH))
-        entries = [entry for entry in entries if entry["seq"] <= task["seq"]]
-        if not entries:
-            return
-        after = entries[-1]["seq"]
-        yield trace.render_log(entries).encode()
 
 
 def _write_rest(folder: TaskFolder, task: dict[str, Any]) -> None:
@@ -208,7 +195,7 @@ def _write_artifacts(folder: Folder, task_id: str) -> None:
         return
     with folder.inner(ARTIFACTS) as inside:
         for name, parts in kept:
-            _write_inside(inside, name.split("/"), _parts(task_id, name, parts))
+            _write_inside(inside, name.split("/"), trace.artifact_parts(task_id, name, parts))
         inside.settle()
 
 
@@ -218,8 +205,3 @@ def _write_inside(folder: Folder, path: list[str], parts: Iterable[bytes]) -> No
         return
     with folder.inner(path[0]) as inside:
         _write_inside(inside, path[1:], parts)
-
-
-def _parts(task_id: str, name: str, count: int) -> Iterator[bytes]:
-    for part in range(count):
-        yield db.read(partial(queries.artifact_part, task_id, name, part))

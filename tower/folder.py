@@ -79,6 +79,17 @@ class Folder:
         info = self._look(first)
         return info.st_size if info and stat.S_ISREG(info.st_mode) else None
 
+    def is_barred(self, path: str) -> bool:
+        """Whether something stands where a file should be, or a folder on the way to it, that is neither."""
+        first, _, rest = path.partition("/")
+        info = self._look(first)
+        if info is None or not rest:
+            return info is not None and not stat.S_ISREG(info.st_mode)
+        if not stat.S_ISDIR(info.st_mode):
+            return True
+        with self.inner(first, make=False) as inside:
+            return inside.is_barred(rest)
+
     def has_folder(self, name: str) -> bool:
         """Whether a folder of that name is there, and no link to one."""
         info = self._look(name)

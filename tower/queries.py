@@ -62,6 +62,11 @@ def tasks(chosen: Filter, *, before: str | None, limit: int) -> list[dict[str, A
     return rows
 
 
+def ids(after: str, limit: int) -> list[str]:
+    """Return the ids of the tasks behind this one, oldest first: a page on the way through all of them."""
+    return [row[0] for row in Task.select(Task.id).where(Task.id > after).order_by(Task.id).limit(limit).tuples()]
+
+
 def by_idempotency_key(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the id and body digest of the tasks that carry these keys."""
     rows = Task.select(Task.idempotency_key, Task.id, Task.idempotency_hash).where(Task.idempotency_key << list(keys)).tuples()
@@ -140,6 +145,13 @@ def artifacts(task_id: str) -> list[tuple[str, int]]:
     count = fn.COUNT(TaskArtifact.part)
     rows = TaskArtifact.select(TaskArtifact.name, count).where(TaskArtifact.task_id == task_id).group_by(TaskArtifact.name).tuples()
     return [(str(name), int(parts)) for name, parts in rows]
+
+
+def artifact_sizes(task_id: str) -> list[tuple[str, int]]:
+    """Return the names and sizes of the files a task left."""
+    size = fn.SUM(fn.LENGTH(TaskArtifact.data))
+    rows = TaskArtifact.select(TaskArtifact.name, size).where(TaskArtifact.task_id == task_id).group_by(TaskArtifact.name)
+    return [(str(name), int(total)) for name, total in rows.order_by(TaskArtifact.name).tuples()]
 
 
 def artifact_part(task_id: str, name: str, part: int) -> bytes:

@@ -7,20 +7,27 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tower import db, queries
 from tower.errors import FAILURES, NotFound
-from tower.models import FINAL
+from tower.models import FINAL, LOST, STRUCK
 
 INPUT, LOG, OUTPUT, EVENTS, ARTIFACTS = "input.json", "log.txt", "output.json", "events.jsonl", "artifacts"
+
+#: Log chunks taken at once: a few MB of memory at most.
+_BATCH = 16
 
 _AS_ACCEPTED = (
     *("id", "type", "title", "priority", "timeout_s", "silence_s", "max_attempts", "idempotency_key"),
     *("concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s"),
 )
+#: Events that do not end an attempt.
+_ENDS_NOTHING = ("cancel_requested", LOST, STRUCK)
 _ORIGIN = ("requested_by", "parent_id", "correlation_id", "retry_of")
 
 
@@ -83,7 +90,7 @@ def attempts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "ended_at": None,
                 "end": None,
             }
-        elif number in made and made[number]["end"] is None and event["kind"] != "cancel_requested":
+        elif number in made and made[number]["end"] is None and event["kind"] not in _ENDS_NOTHING:
             made[number].update(ended_at=rfc3339(event["at"]), end=event["kind"])
     return list(made.values())
 
@@ -114,6 +121,23 @@ def log_line(at: float, attempt: int, text: str) -> str:
 def render_log(entries: Iterable[dict[str, Any]]) -> str:
     """Return log.txt, or the part of it that these events and log chunks make, in the order given."""
     return "".join(entry["text"] if "text" in entry else _event_line(entry) for entry in entries)
+
+
+def log_pieces(task: dict[str, Any], after: int) -> Iterator[bytes]:
+    """Yield log.txt from behind number `after` to what the row tells, some chunks at a time."""
+    while after < task["seq"]:
+        entries = db.read(partial(queries.log_entries, task["id"], after, _BATCH))
+        entries = [entry for entry in entries if entry["seq"] <= task["seq"]]
+        if not entries:
+            return
+        after = entries[-1]["seq"]
+        yield render_log(entries).encode()
+
+
+def artifact_parts(task_id: str, name: str, count: int) -> Iterator[bytes]:
+    """Yield a file that a task left, part by part."""
+    for part in range(count):
+        yield db.read(partial(queries.artifact_part, task_id, name, part))
 
 
 def _event_line(event: dict[str, Any]) -> str:
