@@ -29,6 +29,8 @@ from tower.settings import Settings
 from tower.sweep import Sweep
 
 _parts = itertools.count()
+#: Two databases times every finding is more than the fast part of the suite can wait for.
+slow = pytest.mark.slow
 _OLD = 3600
 
 
@@ -114,6 +116,7 @@ def change(path: Path) -> None:
 FILES = ["input.json", "log.txt", "output.json", "events.jsonl", "artifacts/a/b.txt"]
 
 
+@slow
 @pytest.mark.parametrize("name", ["", *FILES, "artifacts"])
 def test_what_was_deleted_is_written_again(tracer: Tracer, rows: Settings, name: str) -> None:
     """The folder, or a file of it."""
@@ -124,6 +127,7 @@ def test_what_was_deleted_is_written_again(tracer: Tracer, rows: Settings, name:
     assert contents(folder) == before
 
 
+@slow
 @pytest.mark.parametrize("name", FILES[:-1])
 def test_what_was_changed_is_written_again(tracer: Tracer, rows: Settings, name: str) -> None:
     """One byte is enough."""
@@ -134,6 +138,7 @@ def test_what_was_changed_is_written_again(tracer: Tracer, rows: Settings, name:
     assert contents(folder) == before
 
 
+@slow
 @pytest.mark.parametrize("name", ["log.txt", "artifacts/a/b.txt"])
 @pytest.mark.parametrize("data", [b"", b"longer than it was, by far, I would say" * 100])
 def test_what_has_another_size_is_written_again(tracer: Tracer, rows: Settings, name: str, data: bytes) -> None:
@@ -145,6 +150,7 @@ def test_what_has_another_size_is_written_again(tracer: Tracer, rows: Settings, 
     assert contents(folder) == before
 
 
+@slow
 def test_a_line_cut_out_of_the_events_shows(tracer: Tracer, rows: Settings) -> None:
     """The chain of hashes is compared as it stands."""
     path = rows.trace_dir / ended(tracer).id / "events.jsonl"
@@ -153,6 +159,7 @@ def test_a_line_cut_out_of_the_events_shows(tracer: Tracer, rows: Settings) -> N
     is_found_and_repaired(rows, "file_differs")
 
 
+@slow
 @pytest.mark.parametrize("name", ["", "log.txt", "output.json", "artifacts", "artifacts/a"])
 def test_what_stands_in_the_way_is_moved_aside(tracer: Tracer, rows: Settings, tmp_path: Path, name: str) -> None:
     """A link is never followed and never deleted."""
@@ -169,6 +176,7 @@ def test_what_stands_in_the_way_is_moved_aside(tracer: Tracer, rows: Settings, t
     assert [path.name for path in (rows.trace_dir / ".lost").iterdir()] == [claim.id]
 
 
+@slow
 def test_a_folder_where_a_file_should_be_is_moved_aside(tracer: Tracer, rows: Settings) -> None:
     """Twice, so that the second finds its name taken in .lost."""
     claim = ended(tracer)
@@ -180,6 +188,7 @@ def test_a_folder_where_a_file_should_be_is_moved_aside(tracer: Tracer, rows: Se
     assert sorted(path.name for path in (rows.trace_dir / ".lost").iterdir()) == [claim.id, f"{claim.id}.1"]
 
 
+@slow
 def test_a_temporary_file_of_a_crash_is_removed(tracer: Tracer, rows: Settings) -> None:
     """It takes space and tells nothing."""
     path = rows.trace_dir / ended(tracer).id / ".log.txt.new"
@@ -188,6 +197,7 @@ def test_a_temporary_file_of_a_crash_is_removed(tracer: Tracer, rows: Settings) 
     assert not path.exists()
 
 
+@slow
 def test_an_output_before_the_end_is_removed(tracer: Tracer, rows: Settings) -> None:
     """The database was restored, the folder was not."""
     me = host.this_process()
@@ -198,6 +208,7 @@ def test_an_output_before_the_end_is_removed(tracer: Tracer, rows: Settings) -> 
     is_found_and_repaired(rows, "early_output")
 
 
+@slow
 def test_a_trace_that_nobody_writes_is_written(tracer: Tracer, rows: Settings) -> None:
     """With the reason, if the row has one; a young one is left to the trace actor."""
     claim = ended(tracer)
@@ -209,6 +220,7 @@ def test_a_trace_that_nobody_writes_is_written(tracer: Tracer, rows: Settings) -
     is_found_and_repaired(rows, "trace_late")
 
 
+@slow
 def test_a_mark_beyond_the_last_number_is_set_right(tracer: Tracer, rows: Settings) -> None:
     """Such a task would never be traced again."""
     claim = ended(tracer)
@@ -217,6 +229,7 @@ def test_a_mark_beyond_the_last_number_is_set_right(tracer: Tracer, rows: Settin
     assert r.row(claim.id)["traced_seq"] == r.row(claim.id)["seq"]
 
 
+@slow
 def test_a_mark_beyond_the_end_of_the_log_is_set_right(tracer: Tracer, rows: Settings) -> None:
     """The log of a running task was cut."""
     me = host.this_process()
@@ -242,6 +255,7 @@ def test_a_folder_without_a_task_is_moved_and_not_deleted(tracer: Tracer, rows: 
     assert other.exists()
 
 
+@slow
 def test_files_that_somebody_added_are_nobody_else_s_business(tracer: Tracer, rows: Settings) -> None:
     """They are no difference, and survive a repair."""
     folder = rows.trace_dir / ended(tracer).id
@@ -252,6 +266,7 @@ def test_files_that_somebody_added_are_nobody_else_s_business(tracer: Tracer, ro
     assert (folder / "notes.md").read_text() == "mine"
 
 
+@slow
 def test_a_disk_that_refuses_leaves_the_difference(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reported as left, and the next run repairs it."""
     shutil.rmtree(rows.trace_dir / ended(tracer).id)
@@ -263,6 +278,7 @@ def test_a_disk_that_refuses_leaves_the_difference(tracer: Tracer, rows: Setting
     is_found_and_repaired(rows, "no_folder")
 
 
+@slow
 def test_a_folder_that_cannot_be_read_is_said(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other tasks are compared all the same."""
     bad, missing = ended(tracer), ended(tracer)
@@ -336,6 +352,7 @@ BROKEN_ROWS: list[tuple[Callable[[Claim], object], set[str]]] = [
 ]
 
 
+@slow
 @pytest.mark.parametrize("number", range(len(BROKEN_ROWS)))
 def test_rows_that_contradict_each_other_are_put_right(tracer: Tracer, rows: Settings, number: int) -> None:
     """The row of the task is the truth; its folder says afterwards what the rows say."""
@@ -371,6 +388,7 @@ def test_what_was_wrong_stays_to_be_read(tracer: Tracer, rows: Settings) -> None
     assert "── struck" in (rows.trace_dir / claim.id / "log.txt").read_text()
 
 
+@slow
 def test_what_was_lost_is_marked(tracer: Tracer, rows: Settings) -> None:
     """At its number, so that a reader of the log sees that something is missing."""
     claim = ended(tracer)
@@ -382,6 +400,7 @@ def test_what_was_lost_is_marked(tracer: Tracer, rows: Settings) -> None:
     assert "one\n" not in log
 
 
+@slow
 def test_an_end_of_a_task_that_goes_on_is_struck(tracer: Tracer, rows: Settings) -> None:
     """The row is the truth."""
     me = host.this_process()
@@ -392,6 +411,7 @@ def test_an_end_of_a_task_that_goes_on_is_struck(tracer: Tracer, rows: Settings)
     assert r.row(claim.id)["status"] == RUNNING
 
 
+@slow
 def test_many_tasks_are_walked_page_by_page(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when their payloads do not fit into memory together."""
     monkeypatch.setattr("tower.fsck.load._PAGE", 2)
@@ -407,6 +427,7 @@ def test_many_tasks_are_walked_page_by_page(tracer: Tracer, rows: Settings, monk
 # Leases
 
 
+@slow
 def test_a_task_whose_worker_is_gone_is_left_to_the_sweep(tracer: Tracer, rows: Settings) -> None:
     """Explained, and gone after a pass of it."""
     settings = rows.model_copy(update={"beat_s": 0.01})
@@ -425,6 +446,7 @@ def test_a_task_that_beats_has_a_worker(rows: Settings, monkeypatch: pytest.Monk
     assert look(rows) == []
 
 
+@slow
 def test_a_chosen_task_that_nobody_nudges_is_left_to_the_sweep(rows: Settings) -> None:
     """No process sends nudges: no tower runs."""
     task_id = r.insert()
@@ -458,6 +480,7 @@ def grown_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tower.fsck.messages._YOUNG_S", -1.0)
 
 
+@slow
 @pytest.mark.usefixtures("grown_old")
 def test_messages_that_nobody_needs_are_dropped(tracer: Tracer, with_redis: tuple[Settings, Any]) -> None:
     """Those that somebody needs, or that ask for the next task, stay."""
@@ -484,6 +507,7 @@ def test_messages_that_nobody_needs_are_dropped(tracer: Tracer, with_redis: tupl
     assert broker.client.llen("tower:default") == 1
 
 
+@slow
 def test_a_young_message_is_left_alone(tracer: Tracer, with_redis: tuple[Settings, Any]) -> None:
     """Its task may be committed, or ended, at this moment."""
     settings, broker = with_redis
@@ -492,6 +516,7 @@ def test_a_young_message_is_left_alone(tracer: Tracer, with_redis: tuple[Setting
     assert look(settings) == []
 
 
+@slow
 def test_a_broker_that_is_away_is_said_and_the_rest_is_checked(tracer: Tracer, rows: Settings) -> None:
     """The rows and folders are compared all the same."""
     settings = rows.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"})
@@ -537,6 +562,7 @@ def test_the_command_explains_repairs_and_exits_accordingly(tracer: Tracer, rows
     assert run("fsck", "--repair", "--json")[:2] == (0, '{"differences": 0, "left": 0}\n')
 
 
+@slow
 def test_rebuild_writes_folders_from_the_database_alone(tracer: Tracer, rows: Settings, run: Any, tmp_path: Path) -> None:
     """One, all, or elsewhere; nothing else is needed."""
     claims = [ended(tracer) for _ in range(3)]
@@ -551,6 +577,7 @@ def test_rebuild_writes_folders_from_the_database_alone(tracer: Tracer, rows: Se
     assert contents(tmp_path / "other") == before
 
 
+@slow
 def test_rebuild_says_what_it_could_not_write(tracer: Tracer, rows: Settings, run: Any) -> None:
     """A task that is not there, or a disk that refuses; the others are written."""
     claim, nobody = ended(tracer), new_id()

@@ -216,6 +216,7 @@ def test_a_disk_that_fails_for_a_while_is_no_reason_to_wait(tracer: Tracer) -> N
     assert tracer.lag_s == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["log.txt", "input.json", "events.jsonl", "output.json", "artifacts/a/b.txt", "artifacts", ""])
 def test_what_was_taken_from_a_whole_folder_comes_back_when_it_is_touched(tracer: Tracer, rows: Settings, name: str) -> None:
     """A nudge that finds nothing new still looks whether all is there; an empty name is the folder itself."""
@@ -238,6 +239,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", [b"\x00\xff garbage", b""])
 def test_a_log_that_was_changed_behind_its_end_or_cut_is_made_whole(tracer: Tracer, rows: Settings, garbage: bytes) -> None:
     """Garbage goes, and what is missing comes back, for a task that has ended too."""
@@ -265,6 +267,7 @@ def test_a_log_that_a_backup_shares_is_not_written_through(tracer: Tracer, rows:
     assert "more" in log_of(rows, claim.id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["log.txt", ".output.json.new", ".input.json.new"])
 def test_a_link_where_a_file_should_be_is_replaced(tracer: Tracer, rows: Settings, tmp_path: Path, what: str) -> None:
     """The trace follows, and what the link pointed to is as it was."""
@@ -377,6 +380,7 @@ def test_a_folder_that_is_taken_away_while_it_is_written_is_written_again(
     assert trace.is_complete(r.row(claim.id))
 
 
+@pytest.mark.slow
 def test_a_folder_in_other_hands_holds_up_nobody(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nudges for the same task do not queue up behind each other, and another process is waited for only a moment."""
     monkeypatch.setattr("tower.folder._PATIENCE_S", 0.1)
@@ -417,6 +421,7 @@ def test_a_late_nudge_for_a_task_that_is_gone_leaves_no_folder(tracer: Tracer, r
     assert list(rows.trace_dir.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_rebuilt_folder_equals_the_one_that_grew(tracer: Tracer, rows: Settings, tmp_path: Path) -> None:
     """P6, byte for byte, in place and elsewhere; leftovers of a crash are cleaned up."""
     claim = r.running(payload='{"é":"tower"}', labels={"team": "a"})
