@@ -21,7 +21,7 @@ from tower import db, fsck, host, leases, lifecycle
 from tower.broker import Nudger, open_broker
 from tower.cli import main
 from tower.folder import open_folder
-from tower.fsck import FINDINGS, Result
+from tower.fsck import FINDINGS, Result, load
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
 from tower.models import DISPATCHED, FAILED, LOST, RUNNING, STRUCK, SUCCEEDED, Task, TaskEvent, TaskLabel, TaskLog, Worker, new_id
@@ -421,6 +421,17 @@ def test_many_tasks_are_walked_page_by_page(tracer: Tracer, rows: Settings, monk
     db.unit(lambda: TaskLabel.delete().execute())
     results = repair(rows)
     assert len({result.finding.name for result in results}) == 5
+    assert look(rows) == []
+
+
+def test_what_a_task_did_meanwhile_is_no_difference(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy tower goes on while fsck looks; it looks a second time before it speaks."""
+    claim = r.running()
+    tracer.trace(claim.id)
+    stale = db.read(lambda: load.load([claim.id]))
+    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED, result="1"), new_id()))
+    tracer.trace(claim.id)
+    monkeypatch.setattr("tower.fsck.walk.load.cases", lambda: iter(stale))
     assert look(rows) == []
 
 

@@ -332,7 +332,7 @@ def fill_disk(patched: pytest.MonkeyPatch, call: str) -> None:
 
 
 def test_an_outage_of_the_disk_is_told_once(tracer: Tracer, rows: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    """In the process log once, in every row, and once more when it is over; a known reason is not written again."""
+    """In the process log once, in every row, and once more in the log when it is over."""
     caplog.set_level(logging.INFO, "actors.trace")
     claims = [r.running() for _ in range(3)]
     rows.trace_dir.write_text("in the way")
