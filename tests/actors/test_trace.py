@@ -301,6 +301,7 @@ def test_a_disk_that_is_full_leaves_no_half_file(tracer: Tracer, rows: Settings,
     assert "output.json" not in left
     assert {name: left[name][: len(data)] for name, data in before.items()} == before
     assert not [name for name in left if name.startswith(".")]
+    assert left["log.txt"].endswith(b"\n")
     assert r.row(claim.id)["trace_error"] == f"TRACE_DIR={rows.trace_dir}: No space left on device"
     tracer.trace(claim.id)
     assert log_of(rows, claim.id).count("two\n") == 1
@@ -325,10 +326,19 @@ def fill_disk(patched: pytest.MonkeyPatch, call: str) -> None:
         patched.setattr("tower.folder.open", opened, raising=False)
         return
 
+    real = os.pwrite
+
+    def write_some(fd: int, data: memoryview, offset: int) -> int:
+        real(fd, data[:5], offset)
+        raise full
+
     def fail(*_: object) -> None:
         raise full
 
-    patched.setattr(f"tower.folder.os.{'pwrite' if call == 'write' else call}", fail)
+    if call == "write":
+        patched.setattr("tower.folder.os.pwrite", write_some)
+    else:
+        patched.setattr("tower.folder.os.fsync", fail)
 
 
 def test_an_outage_of_the_disk_is_told_once(tracer: Tracer, rows: Settings, caplog: pytest.LogCaptureFixture) -> None:
