@@ -70,7 +70,8 @@ class Attempt:
         self._stopped_at: float | None = None
         self._lines: list[str] = []
         self._waiting = 0
-        self._logged = 0
+        #: Characters said so far, and kept at most.
+        self._logged, self._limit = 0, settings.log_limit_mb * 1_000_000
         self._buffer_lock = threading.Lock()
         self._flush_lock = threading.Lock()
 
@@ -192,6 +193,8 @@ class Attempt:
         """Add lines to log.txt."""
         at = self._now()
         self.heard()
+        if self._logged > self._limit:
+            return  # cut already: to make lines of what nobody keeps would cost a slot's time
         lines = [log_line(at, self.attempt, piece) for line in text.splitlines() or [""] for piece in _pieces(_printable(line))]
         with self._buffer_lock:
             for line in lines:
@@ -204,11 +207,10 @@ class Attempt:
         return self.claim.started_at + time.monotonic() - self._began
 
     def _add(self, line: str) -> None:
-        limit = self._settings.log_limit_mb * 1_000_000
-        if self._logged > limit:
+        if self._logged > self._limit:
             return
         self._logged += len(line)
-        if self._logged > limit:
+        if self._logged > self._limit:
             line = log_line(self._now(), self.attempt, f"── the log is cut here: TOWER_LOG_LIMIT_MB={self._settings.log_limit_mb}")
         self._lines.append(line)
         self._waiting += len(line)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LEVELS = [
     ["tower", "tower.errors", "tower.faults", "tower.proc"],
     ["tower.settings", "tower.jsontext", "tower.host"],
-    ["tower.log", "tower.lifeline"],
+    ["tower.log", "tower.lifeline", "tower.folder"],
     ["tower.trouble"],
     ["tower.db"],
     ["tower.models"],
@@ -21,13 +21,13 @@ LEVELS = [
     ["tower.lifecycle"],
     ["tower.spec"],
     ["tower.handler", "tower.broker", "tower.trace", "tower.queries"],
-    ["tower.sweep"],
+    ["tower.sweep", "tower.fsck"],
     ["tower.orchestrator"],
     ["actors"],
     ["tower.api", "tower.client"],
-    ["tower.main", "tower.actors", "tower.cli", "devops_control_tower"],
+    ["tower.main", "tower.actors", "tower.cli", "tower.cli_trace", "devops_control_tower"],
 ]
-DOORS = {"tower.main", "tower.actors", "tower.cli"}
+DOORS = {"tower.main", "tower.actors", "tower.cli", "tower.cli_trace"}
 MODULES = sorted(path for folder in ("tower", "actors", "devops_control_tower") for path in (ROOT / folder).rglob("*.py"))
 
 

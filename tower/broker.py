@@ -1,11 +1,13 @@
 """REDIS_URL to dramatiq broker, and `send`: the one place that knows which broker it is, and that it may be gone."""
 
+import json
 import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from queue import Queue
 from typing import Any
 
@@ -17,11 +19,18 @@ from dramatiq.errors import ActorNotFound, ConnectionClosed
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tower.errors import Unavailable
 from tower.log import Outage
 from tower.settings import Settings
 
 #: Actors that every tower has; a handler's actor is named after its type.
 ORCHESTRATE, TRACE = "tower.orchestrate", "tower.trace"
+#: What the names of handler actors begin with.
+HANDLER = "handler."
+
+_NAMESPACE = "tower"
+#: How dramatiq names the hash that holds the messages of a queue, and the queue of those that failed.
+_MESSAGES, _DEAD = ".msgs", ".XQ"
 
 #: For how long a broker that failed is not asked again, and how long it may take to answer: a request waits no longer for it.
 _PAUSE_S = 2.0
@@ -37,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 def handler_actor(type_name: str) -> str:
     """Return the name of the actor that runs tasks of a type."""
-    return f"handler.{type_name}"
+    return f"{HANDLER}{type_name}"
 
 
 def open_broker(settings: Settings) -> dramatiq.Broker:
@@ -46,16 +55,14 @@ def open_broker(settings: Settings) -> dramatiq.Broker:
         broker: dramatiq.Broker = _EmbeddedBroker()
     else:
         # One try and short limits: a message is only a nudge, so no request waits long for a broker that is down.
-        client = redis.Redis.from_url(
-            settings.redis_url,
-            socket_connect_timeout=1,
-            socket_timeout=_SOCKET_S,
-            health_check_interval=15,
-            retry=Retry(NoBackoff(), 0),
-        )
-        broker = _WakingRedisBroker(client=client, namespace="tower", middleware=[], dead_message_ttl=3_600_000)
+        broker = _WakingRedisBroker(client=_client(settings.redis_url), namespace=_NAMESPACE, middleware=[], dead_message_ttl=3_600_000)
     dramatiq.set_broker(broker)
     return broker
+
+
+def _client(url: str) -> redis.Redis:
+    limits = {"socket_connect_timeout": 1, "socket_timeout": _SOCKET_S, "health_check_interval": 15}
+    return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **limits)
 
 
 def _outage() -> Outage:
@@ -208,3 +215,64 @@ class Nudger:
     def _fail(self, error: Exception) -> None:
         self._down_until = time.monotonic() + _PAUSE_S
         self._outage.begin(_AWAY, error)
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A message as it lies in Redis."""
+
+    queue: str
+    id: str
+    #: What it asks, of whom; None if it cannot be read.
+    actor: str | None
+    task_id: str | None
+    #: Seconds since the epoch, by the clock of whoever sent it.
+    sent_at: float
+    #: Whether it failed and was put away.
+    is_dead: bool
+
+
+class Mailbox:
+    """All messages in Redis, to look at and to drop; raises Unavailable while Redis does not answer."""
+
+    def __init__(self, redis_url: str) -> None:
+        self._client = _client(redis_url)
+
+    def letters(self) -> Iterator[Letter]:
+        """Yield every message; one that comes or goes meanwhile may be among them or not."""
+        with _answering():
+            for key in self._client.scan_iter(f"{_NAMESPACE}:*{_MESSAGES}", _type="hash"):
+                queue = key.decode(errors="replace").removeprefix(f"{_NAMESPACE}:").removesuffix(_MESSAGES)
+                for message_id, data in self._client.hscan_iter(key):
+                    yield _letter(queue, message_id.decode(errors="replace"), data)
+
+    def drop(self, letter: Letter) -> None:
+        """Remove a message, wherever it waits."""
+        key = f"{_NAMESPACE}:{letter.queue}"
+        with _answering(), self._client.pipeline(transaction=True) as pipe:
+            if letter.is_dead:
+                pipe.zrem(key, letter.id)
+            else:
+                pipe.lrem(key, 0, letter.id)
+            pipe.hdel(f"{key}{_MESSAGES}", letter.id)
+            pipe.execute()
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except redis.RedisError as error:
+        raise Unavailable(f"Redis does not answer: {error}", code="broker_unavailable") from error
+
+
+def _letter(queue: str, message_id: str, data: bytes) -> Letter:
+    is_dead = queue.endswith(_DEAD)
+    try:
+        told = json.loads(data)
+        (task_id,) = told["args"]
+        if isinstance(task_id, str) and task_id.isprintable() and isinstance(told["actor_name"], str):
+            return Letter(queue, message_id, told["actor_name"], task_id, float(told["message_timestamp"]) / 1000, is_dead)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    return Letter(queue, message_id, None, None, 0.0, is_dead)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import click
 
-from tower import __version__, jsontext, present
+from tower import __version__, cli_trace, jsontext, present
 from tower.client import Client, Unreachable
 from tower.errors import SettingsError, TowerError
 from tower.models import STATUSES, SUCCEEDED
@@ -260,3 +260,6 @@ def cancel(client: Client, task_id: UUID, by: str | None, as_json: bool) -> None
 def retry(client: Client, task_id: UUID, by: str | None, as_json: bool) -> None:
     """Enqueue a task that has ended again; print the id of the new one."""
     _tell_id(client.retry(str(task_id), by), as_json)
+
+
+cli_trace.add_to(cli)

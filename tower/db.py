@@ -5,7 +5,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,24 @@ def open_database(settings: Settings) -> None:
         database.initialize(_sqlite(settings))
     else:
         database.initialize(_postgres(settings))
+
+
+def open_existing(settings: Settings) -> None:
+    """Open a database that a tower has prepared, for a command that looks after it; raise SettingsError for any other."""
+    path = Path(settings.database_url.removeprefix("sqlite:///"))
+    if settings.database_url.startswith("sqlite") and not path.is_file():
+        raise SettingsError(f"DATABASE_URL names {path}, but there is no such file; go to the tower's folder, or set DATABASE_URL.")
+    open_database(settings)
+    steps = read(lambda: Runner(database.obj, str(_MIGRATIONS)).status())
+    _refuse_newer(steps)
+    if not all(step.applied for step in steps):
+        raise SettingsError("The database was made by an older tower, or by none yet; start this tower once.")
+
+
+def _refuse_newer(steps: Iterable[Any]) -> None:
+    strangers = [step.name for step in steps if step.path is None]
+    if strangers:
+        raise SettingsError(f"The database was made by a newer tower ({', '.join(strangers)}); upgrade this one.")
 
 
 def close_database() -> None:
@@ -210,9 +228,7 @@ def migrate(*, patience_s: float = 30.0) -> list[str]:
         if is_postgres():
             database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
         runner = Runner(database.obj, str(_MIGRATIONS))
-        strangers = [step.name for step in runner.status() if step.path is None]
-        if strangers:
-            raise SettingsError(f"The database was made by a newer tower ({', '.join(strangers)}); upgrade this one.")
+        _refuse_newer(runner.status())
         applied = list(runner.up())
         fault("migrate.mid")
         return applied

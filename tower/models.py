@@ -15,6 +15,9 @@ FINAL = (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT)
 IN_FLIGHT = (DISPATCHED, RUNNING)
 STATUSES = (QUEUED, *IN_FLIGHT, *FINAL)
 
+#: Kinds of event that `tower fsck --repair` writes: here something is missing, and this was found to be wrong.
+LOST, STRUCK = "lost", "struck"
+
 
 def new_id() -> str:
     """Return a new UUID of version 7 (RFC 9562): ids made later sort later, to the millisecond."""

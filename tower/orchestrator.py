@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from tower import db, jsontext, lifecycle, queries
+from tower import db, jsontext, lifecycle, queries, trace
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
@@ -205,6 +205,8 @@ class EnhancedOrchestrator:
                 raise Unavailable(wrong)
             if not workers:
                 problems.append("No worker is alive: tasks are accepted and wait; start one with `tower worker`.")
+            if untraced := db.read(queries.trace_errors, patience_s=1.0):
+                problems.append(trace.explain_delay(untraced))
         except TowerError as error:
             told["database"] = "down"
             problems.append(f"{error.message} Tasks cannot be accepted.")

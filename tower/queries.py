@@ -62,6 +62,11 @@ def tasks(chosen: Filter, *, before: str | None, limit: int) -> list[dict[str, A
     return rows
 
 
+def ids(after: str, limit: int) -> list[str]:
+    """Return the ids of the tasks behind this one, oldest first: a page on the way through all of them."""
+    return [row[0] for row in Task.select(Task.id).where(Task.id > after).order_by(Task.id).limit(limit).tuples()]
+
+
 def by_idempotency_key(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the id and body digest of the tasks that carry these keys."""
     rows = Task.select(Task.idempotency_key, Task.id, Task.idempotency_hash).where(Task.idempotency_key << list(keys)).tuples()
@@ -142,6 +147,13 @@ def artifacts(task_id: str) -> list[tuple[str, int]]:
     return [(str(name), int(parts)) for name, parts in rows]
 
 
+def artifact_sizes(task_id: str) -> list[tuple[str, int]]:
+    """Return the names and sizes of the files a task left."""
+    size = fn.SUM(fn.LENGTH(TaskArtifact.data))
+    rows = TaskArtifact.select(TaskArtifact.name, size).where(TaskArtifact.task_id == task_id).group_by(TaskArtifact.name)
+    return [(str(name), int(total)) for name, total in rows.order_by(TaskArtifact.name).tuples()]
+
+
 def artifact_part(task_id: str, name: str, part: int) -> bytes:
     """Return one piece of a file that a task left."""
     query = TaskArtifact.select(TaskArtifact.data)
@@ -186,6 +198,18 @@ def in_flight() -> list[dict[str, Any]]:
     count = fn.COUNT(Task.id).alias("count")
     counted = (Task.status == DISPATCHED) | ((Task.status == RUNNING) & Task.worker_id.not_in(stopping))
     return list(Task.select(Task.queue, count).where(counted).group_by(Task.queue).dicts())
+
+
+def trace_error(task_id: str) -> str | None:
+    """Return why a task's folder could not be written last; None if it could, or if there is no such task."""
+    found = Task.select(Task.trace_error).where(Task.id == task_id).scalar()
+    return None if found is None else str(found)
+
+
+def trace_errors(limit: int = 1000) -> list[str]:
+    """Return why folders lag behind, those tried most often first; only so many are looked at."""
+    behind = Task.select(Task.trace_error).where(Task.traced_seq < Task.seq).order_by(Task.trace_due_at.desc()).limit(limit)
+    return [row[0] for row in behind.tuples() if row[0] is not None]
 
 
 def progress(task_id: str) -> tuple[str, int]:

@@ -10,8 +10,8 @@ from tower.models import DISPATCHED, QUEUED, Task
 
 #: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
 NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
-#: A trace that nobody wrote is asked for again, likewise.
-TRACE_S, TRACE_CEILING_S = 2.0, 300.0
+#: A trace that nobody wrote is asked for again, likewise: a disk that has space again waits no longer than that.
+TRACE_S, TRACE_CEILING_S = 2.0, 60.0
 #: A task that waits is traced after this many seconds; most have started by then.
 WAITING_TRACE_S = 10.0
 
@@ -67,16 +67,23 @@ def due_to_trace(limit: int) -> list[str]:
 
 def traced(task_id: str, seq: int, size: int) -> None:
     """Note that the trace folder tells everything up to `seq`, with `size` bytes of log.txt."""
+    newer = (Task.traced_seq <= seq) | (Task.traced_seq > Task.seq)  # a mark beyond the last number tells of rows that are gone
     (
         Task.update(traced_seq=seq, traced_bytes=size, trace_tries=0, trace_error=None, trace_due_at=db.now() + TRACE_S)
-        .where(Task.id == task_id, Task.traced_seq < seq)
+        .where(Task.id == task_id, Task.seq >= seq, newer)
         .execute()
     )
 
 
-def trace_failed(task_id: str, error: str) -> None:
-    """Note why the trace folder could not be written; the sweep asks for it again."""
-    Task.update(trace_error=error[:500]).where(Task.id == task_id).execute()
+def untraced(task_id: str) -> None:
+    """Note that the trace folder has lost something, so that it is written from the start."""
+    Task.update(traced_seq=0, traced_bytes=0).where(Task.id == task_id).execute()
+
+
+def trace_failed(task_id: str, error: str) -> bool:
+    """Note why the trace folder could not be written; the sweep asks for it again. False if that was known, or the task is gone."""
+    known = Task.trace_error.is_null(False) & (Task.trace_error == error[:500])
+    return bool(Task.update(trace_error=error[:500]).where(Task.id == task_id, ~known).execute())
 
 
 def _doubling(count: Any, first: float, ceiling: float) -> Any:

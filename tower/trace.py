@@ -1,26 +1,33 @@
-"""The trace folder's format: what each file says, how it is written whole, and how it is read back."""
+"""The trace folder's format: what each file says, and how it is read back. `folder` writes it."""
 
-import fcntl
+import errno
 import hashlib
 import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tower import db, queries
 from tower.errors import FAILURES, NotFound
-from tower.models import FINAL
+from tower.models import FINAL, LOST, STRUCK
 
 INPUT, LOG, OUTPUT, EVENTS, ARTIFACTS = "input.json", "log.txt", "output.json", "events.jsonl", "artifacts"
+
+#: Log chunks taken at once: a few MB of memory at most.
+_BATCH = 16
 
 _AS_ACCEPTED = (
     *("id", "type", "title", "priority", "timeout_s", "silence_s", "max_attempts", "idempotency_key"),
     *("concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s"),
 )
+#: Events that do not end an attempt.
+_ENDS_NOTHING = ("cancel_requested", LOST, STRUCK)
 _ORIGIN = ("requested_by", "parent_id", "correlation_id", "retry_of")
 
 
@@ -83,7 +90,7 @@ def attempts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 "ended_at": None,
                 "end": None,
             }
-        elif number in made and made[number]["end"] is None and event["kind"] != "cancel_requested":
+        elif number in made and made[number]["end"] is None and event["kind"] not in _ENDS_NOTHING:
             made[number].update(ended_at=rfc3339(event["at"]), end=event["kind"])
     return list(made.values())
 
@@ -116,6 +123,23 @@ def render_log(entries: Iterable[dict[str, Any]]) -> str:
     return "".join(entry["text"] if "text" in entry else _event_line(entry) for entry in entries)
 
 
+def log_pieces(task: dict[str, Any], after: int) -> Iterator[bytes]:
+    """Yield log.txt from behind number `after` to what the row tells, some chunks at a time."""
+    while after < task["seq"]:
+        entries = db.read(partial(queries.log_entries, task["id"], after, _BATCH))
+        entries = [entry for entry in entries if entry["seq"] <= task["seq"]]
+        if not entries:
+            return
+        after = entries[-1]["seq"]
+        yield render_log(entries).encode()
+
+
+def artifact_parts(task_id: str, name: str, count: int) -> Iterator[bytes]:
+    """Yield a file that a task left, part by part."""
+    for part in range(count):
+        yield db.read(partial(queries.artifact_part, task_id, name, part))
+
+
 def _event_line(event: dict[str, Any]) -> str:
     data = {name: value for name, value in json.loads(event["data"]).items() if value is not None}
     told = "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in data.items())
@@ -124,81 +148,6 @@ def _event_line(event: dict[str, Any]) -> str:
 
 def _document(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
-
-
-class Folder:
-    """A task's open folder, locked against other writers; nothing in it is ever reached through a symbolic link."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def replace(self, name: str, data: bytes | Iterable[bytes]) -> None:
-        """Make a file hold exactly this, so that a reader sees the old or the new, never half."""
-        parts = [data] if isinstance(data, bytes) else data
-        beside = f".{name}.new"
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644, dir_fd=self._fd)
-        with open(fd, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(fd)
-        os.rename(beside, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
-
-    def append(self, name: str, offset: int, data: bytes) -> bool:
-        """Write at a known offset and cut what a crash left behind it; False if the file does not reach that far."""
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644, dir_fd=self._fd)
-        with open(fd, "r+b") as file:
-            if os.fstat(fd).st_size < offset:
-                return False
-            file.truncate(offset)
-            file.seek(offset)
-            file.write(data)
-            file.flush()
-            os.fsync(fd)
-        return True
-
-    def has(self, name: str) -> bool:
-        """Whether a regular file of that name is there."""
-        try:
-            return stat.S_ISREG(os.stat(name, dir_fd=self._fd, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return False
-
-    @contextmanager
-    def inner(self, name: str) -> Iterator["Folder"]:
-        """Open a folder inside this one, making it if need be."""
-        with _open_folder(name, self._fd) as fd:
-            yield Folder(fd)
-
-    def settle(self) -> None:
-        """Make the names in the folder survive a power cut."""
-        os.fsync(self._fd)
-
-
-@contextmanager
-def open_folder(root: Path, task_id: str) -> Iterator[Folder]:
-    """Open and lock a task's folder, making it if need be; two writers wait for each other."""
-    root.mkdir(parents=True, exist_ok=True)
-    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with _open_folder(task_id, top) as fd:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield Folder(fd)
-    finally:
-        os.close(top)
-
-
-@contextmanager
-def _open_folder(name: str, parent: int) -> Iterator[int]:
-    try:
-        os.mkdir(name, dir_fd=parent)
-    except FileExistsError:
-        pass
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def list_files(root: Path, task_id: str) -> list[dict[str, Any]]:
@@ -239,6 +188,16 @@ def find_file(root: Path, task_id: str, path: str) -> Path:
     except OSError:  # a name longer than the file system takes, or a folder that is closed to us
         pass
     raise NotFound(f"Task {task_id} has no file {path[:200]!r}; GET /tasks/{task_id}/files lists them.", code="file_not_found")
+
+
+def explain_delay(errors: Sequence[str]) -> str:
+    """Say in one line why folders lag behind and what that means, from the errors in their rows."""
+    reason, count = Counter(errors).most_common(1)[0]
+    then = "when there is space" if reason.endswith(os.strerror(errno.ENOSPC)) else "when it can be written"
+    more = f" ({count} tasks)" if count > 1 else ""
+    if not reason.startswith("TRACE_DIR="):
+        then = "when the way is free (`tower fsck --repair` clears it)"
+    return f"{reason}: results are kept, traces follow {then}{more}."
 
 
 def is_complete(task: dict[str, Any]) -> bool:

@@ -1,9 +1,13 @@
 """The trace actor on a real disk, and the format it writes."""
 
+import errno
 import hashlib
+import io
 import itertools
 import json
+import logging
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -14,6 +18,7 @@ from actors.trace import Tracer
 from tests import rows as r
 from tower import db, leases, lifecycle, trace
 from tower.errors import NotFound
+from tower.folder import open_folder
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
 from tower.models import SUCCEEDED, Task, new_id
@@ -199,3 +204,263 @@ def test_a_tracer_says_how_late_it_is_and_forgets_it(tracer: Tracer, monkeypatch
     seen = time.monotonic()
     monkeypatch.setattr("actors.trace.time.monotonic", lambda: seen + 3)
     assert tracer.lag_s == 0
+
+
+def test_a_disk_that_fails_for_a_while_is_no_reason_to_wait(tracer: Tracer) -> None:
+    """What follows hours later says nothing about the pace of traces; slots would pause after every task."""
+    claim = r.running()
+    end(claim)
+    db.unit(lambda: Task.update(finished_at=Task.finished_at - 3600, trace_error="TRACE_DIR=logs: No space left on device").execute())
+    tracer.trace(claim.id)
+    assert trace.is_complete(r.row(claim.id))
+    assert tracer.lag_s == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["log.txt", "input.json", "events.jsonl", "output.json", "artifacts/a/b.txt", "artifacts", ""])
+def test_what_was_taken_from_a_whole_folder_comes_back_when_it_is_touched(tracer: Tracer, rows: Settings, name: str) -> None:
+    """A nudge that finds nothing new still looks whether all is there; an empty name is the folder itself."""
+    claim = r.running()
+    say(claim, "one\n")
+    db.unit(lambda: leases.keep_artifact(claim, "a/b.txt", 0, b"kept"))
+    end(claim)
+    tracer.trace(claim.id)
+    folder = rows.trace_dir / claim.id
+    before = contents(folder)
+    taken = folder / name
+    shutil.rmtree(taken) if taken.is_dir() else taken.unlink()
+    tracer.trace(claim.id)
+    assert contents(folder) == before
+    assert trace.is_complete(r.row(claim.id))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return every file of a folder, hidden ones too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("garbage", [b"\x00\xff garbage", b""])
+def test_a_log_that_was_changed_behind_its_end_or_cut_is_made_whole(tracer: Tracer, rows: Settings, garbage: bytes) -> None:
+    """Garbage goes, and what is missing comes back, for a task that has ended too."""
+    claim = r.running()
+    say(claim, "one\n")
+    end(claim)
+    tracer.trace(claim.id)
+    path = rows.trace_dir / claim.id / "log.txt"
+    before = path.read_bytes()
+    path.write_bytes(before + garbage if garbage else before[:20])
+    tracer.trace(claim.id)
+    assert path.read_bytes() == before
+
+
+def test_a_log_that_a_backup_shares_is_not_written_through(tracer: Tracer, rows: Settings, tmp_path: Path) -> None:
+    """`cp -al` makes backups of hard links; what was backed up stays as it was."""
+    claim = r.running()
+    tracer.trace(claim.id)
+    backup = tmp_path / "backup.txt"
+    backup.hardlink_to(rows.trace_dir / claim.id / "log.txt")
+    before = backup.read_bytes()
+    end(claim, "more\n")
+    tracer.trace(claim.id)
+    assert backup.read_bytes() == before
+    assert "more" in log_of(rows, claim.id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["log.txt", ".output.json.new", ".input.json.new"])
+def test_a_link_where_a_file_should_be_is_replaced(tracer: Tracer, rows: Settings, tmp_path: Path, what: str) -> None:
+    """The trace follows, and what the link pointed to is as it was."""
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    claim = r.running()
+    end(claim)
+    folder = rows.trace_dir / claim.id
+    folder.mkdir(parents=True)
+    (folder / what).symlink_to(outside)
+    tracer.trace(claim.id)
+    assert outside.read_text() == "mine"
+    assert sorted(contents(folder)) == ["events.jsonl", "input.json", "log.txt", "output.json"]
+    assert not any(path.is_symlink() for path in folder.iterdir())
+    assert trace.is_complete(r.row(claim.id))
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "close"])
+def test_a_disk_that_is_full_leaves_no_half_file(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    """Some tell at the write, some at the fsync, network disks at the close; no temporary file stays either."""
+    claim = r.running()
+    say(claim, "one\n")
+    tracer.trace(claim.id)
+    before = contents(rows.trace_dir / claim.id)
+    say(claim, "two\n")
+    end(claim)
+    with monkeypatch.context() as patched:
+        fill_disk(patched, call)
+        tracer.trace(claim.id)
+    left = contents(rows.trace_dir / claim.id)
+    assert "output.json" not in left
+    assert {name: left[name][: len(data)] for name, data in before.items()} == before
+    assert not [name for name in left if name.startswith(".")]
+    assert left["log.txt"].endswith(b"\n")
+    assert r.row(claim.id)["trace_error"] == f"TRACE_DIR={rows.trace_dir}: No space left on device"
+    tracer.trace(claim.id)
+    assert log_of(rows, claim.id).count("two\n") == 1
+    assert trace.is_complete(r.row(claim.id))
+
+
+def fill_disk(patched: pytest.MonkeyPatch, call: str) -> None:
+    """Let one system call of the writer fail as on a full disk, after part of the data has arrived."""
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if call == "close":
+
+        class ToldAtTheEnd(io.BufferedWriter):
+            def close(self) -> None:
+                was_open = not self.closed
+                super().close()
+                if was_open:
+                    raise full
+
+        def opened(fd: int, mode: str, **more: object) -> io.IOBase:
+            return ToldAtTheEnd(io.FileIO(fd, mode)) if mode == "wb" else open(fd, mode, **more)
+
+        patched.setattr("tower.folder.open", opened, raising=False)
+        return
+
+    real = os.pwrite
+
+    def write_some(fd: int, data: memoryview, offset: int) -> int:
+        real(fd, data[:5], offset)
+        raise full
+
+    def fail(*_: object) -> None:
+        raise full
+
+    if call == "write":
+        patched.setattr("tower.folder.os.pwrite", write_some)
+    else:
+        patched.setattr("tower.folder.os.fsync", fail)
+
+
+def test_an_outage_of_the_disk_is_told_once(tracer: Tracer, rows: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """In the process log once, in every row, and once more in the log when it is over."""
+    caplog.set_level(logging.INFO, "actors.trace")
+    claims = [r.running() for _ in range(3)]
+    rows.trace_dir.write_text("in the way")
+    for claim in claims * 2:
+        tracer.trace(claim.id)
+    assert {r.row(claim.id)["trace_error"] for claim in claims} == {f"TRACE_DIR={rows.trace_dir}: File exists"}
+    assert [record.levelname for record in caplog.records if record.name == "actors.trace"] == ["WARNING"]
+    rows.trace_dir.unlink()
+    for claim in claims:
+        tracer.trace(claim.id)
+    assert [record.message for record in caplog.records if record.name == "actors.trace"][1:] == ["traces can be written again"]
+
+
+def test_one_folder_that_is_barred_is_told_once_and_bars_no_other(tracer: Tracer, rows: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    """It is named with its path; the disk is not said to be away."""
+    barred, free = r.running(), r.running()
+    rows.trace_dir.mkdir()
+    (rows.trace_dir / barred.id).write_text("a file where the folder should be")
+    for claim in (barred, free, barred):
+        tracer.trace(claim.id)
+    assert r.row(barred.id)["trace_error"] == f"{rows.trace_dir / barred.id}: Not a directory"
+    assert r.row(free.id)["traced_seq"] == r.row(free.id)["seq"]
+    told = [record.getMessage() for record in caplog.records if record.name == "actors.trace"]
+    assert told == [f"the trace could not be written; it will be tried again: {rows.trace_dir / barred.id}: Not a directory"]
+
+
+def test_a_folder_that_is_taken_away_while_it_is_written_is_written_again(
+    tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row never says that a folder is complete that is not there."""
+    claim = r.running()
+    end(claim)
+    folder = rows.trace_dir / claim.id
+
+    def take_away(name: str) -> None:
+        if name == "trace.after_rename" and (folder / "output.json").exists():
+            folder.rename(rows.trace_dir / "elsewhere")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tower.folder.fault", take_away)
+        tracer.trace(claim.id)
+    assert not trace.is_complete(r.row(claim.id))
+    tracer.trace(claim.id)
+    assert (folder / "output.json").exists()
+    assert trace.is_complete(r.row(claim.id))
+
+
+@pytest.mark.slow
+def test_a_folder_in_other_hands_holds_up_nobody(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nudges for the same task do not queue up behind each other, and another process is waited for only a moment."""
+    monkeypatch.setattr("tower.folder._PATIENCE_S", 0.1)
+    claim, other = r.running(), r.running()
+    with open_folder(rows.trace_dir, claim.id):
+        threads = [threading.Thread(target=tracer.trace, args=(claim.id,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        tracer.trace(other.id)
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+    assert r.row(other.id)["traced_seq"] == r.row(other.id)["seq"]
+    assert (r.row(claim.id)["traced_seq"], r.row(claim.id)["trace_error"]) == (0, None)
+    tracer.trace(claim.id)
+    assert r.row(claim.id)["traced_seq"] == r.row(claim.id)["seq"]
+
+
+def test_what_happens_while_a_folder_is_written_is_traced_at_once(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that writes looks again for the nudges that came meanwhile."""
+    claim = r.running()
+
+    def end_meanwhile(name: str) -> None:
+        if name == "trace.before_mark" and r.row(claim.id)["status"] != SUCCEEDED:
+            other = threading.Thread(target=lambda: (end(claim), tracer.trace(claim.id)))
+            other.start()
+            other.join()
+
+    monkeypatch.setattr("actors.trace.fault", end_meanwhile)
+    tracer.trace(claim.id)
+    assert trace.is_complete(r.row(claim.id))
+    assert (rows.trace_dir / claim.id / "output.json").exists()
+
+
+def test_a_late_nudge_for_a_task_that_is_gone_leaves_no_folder(tracer: Tracer, rows: Settings) -> None:
+    """Else every deleted task would come back as an empty folder."""
+    tracer.trace(new_id())
+    assert list(rows.trace_dir.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_rebuilt_folder_equals_the_one_that_grew(tracer: Tracer, rows: Settings, tmp_path: Path) -> None:
+    """P6, byte for byte, in place and elsewhere; leftovers of a crash are cleaned up."""
+    claim = r.running(payload='{"é":"tower"}', labels={"team": "a"})
+    for number in range(20):
+        say(claim, f"line {number} ü\n")
+        tracer.trace(claim.id)
+    db.unit(lambda: leases.keep_artifact(claim, "a/b.txt", 0, b"kept" * 1000))
+    db.unit(lambda: leases.keep_artifact(claim, "a/b.txt", 1, b"more"))
+    end(claim, "last\n")
+    tracer.trace(claim.id)
+    folder = rows.trace_dir / claim.id
+    grown, row = contents(folder), r.row(claim.id)
+    assert grown["artifacts/a/b.txt"] == b"kept" * 1000 + b"more"
+    tracer.rebuild(claim.id, tmp_path / "elsewhere")
+    assert contents(tmp_path / "elsewhere" / claim.id) == grown
+    (folder / ".log.txt.new").write_text("half")
+    (folder / "log.txt").write_bytes(grown["log.txt"].swapcase())
+    tracer.rebuild(claim.id)
+    assert contents(folder) == grown
+    assert r.row(claim.id)["traced_bytes"] == row["traced_bytes"]
+    with pytest.raises(NotFound):
+        tracer.rebuild(new_id())
+
+
+def test_a_task_that_goes_on_after_a_restore_has_no_output_yet(tracer: Tracer, rows: Settings) -> None:
+    """The database was restored from before the task's end, the folder was not."""
+    claim = r.running()
+    tracer.trace(claim.id)
+    (rows.trace_dir / claim.id / "output.json").write_text("{}")
+    say(claim, "on\n")
+    tracer.trace(claim.id)
+    assert not (rows.trace_dir / claim.id / "output.json").exists()

@@ -1,0 +1,230 @@
+"""A task's folder on the disk: opened under a lock, written so that a reader never sees half a file."""
+
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tower.faults import fault
+
+#: Where what stood in the way is moved to, beside the folders of tasks.
+LOST = ".lost"
+
+#: How long another writer of the same folder is waited for, and how often it is asked for meanwhile.
+_PATIENCE_S, _PAUSE_S = 1.0, 0.02
+_PIECE = 256 * 1024
+
+
+class Folder:
+    """An open folder of a task; nothing in it is ever reached through a symbolic link."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def replace(self, name: str, data: bytes | Iterable[bytes]) -> int:
+        """Make a file hold exactly this, so that a reader sees the old or the new, never half; return its size."""
+        beside = f".{name}.new"
+        self.remove(beside)  # of a crash, or put there by somebody else
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=self._fd)
+        try:
+            size = _fill(fd, [data] if isinstance(data, bytes) else data)
+            fault("trace.after_temporary")
+            os.rename(beside, name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except BaseException:
+            with suppress(OSError):
+                self.remove(beside)  # on a full disk it would stand in its own way
+            raise
+        fault("trace.after_rename")
+        return size
+
+    def append(self, name: str, offset: int, data: bytes) -> bool:
+        """Write at a known offset and cut what a crash left behind it; False if no file of ours reaches that far."""
+        info = self._look(name)
+        if info and not (stat.S_ISREG(info.st_mode) and info.st_nlink == 1):
+            return False  # something else stands there, or it has another name as well, such as one in a backup
+        flags = os.O_RDWR | os.O_NOFOLLOW | (0 if offset else os.O_CREAT)
+        try:
+            fd = os.open(name, flags, 0o644, dir_fd=self._fd)
+        except FileNotFoundError:
+            return False
+        with open(fd, "r+b", buffering=0) as file:
+            if os.fstat(fd).st_size < offset:
+                return False
+            file.truncate(offset)
+            try:
+                _write_all(fd, data, offset)
+                os.fsync(fd)
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(offset)  # half a line is no line
+                raise
+        return True
+
+    def has(self, name: str) -> bool:
+        """Whether a regular file of that name is there."""
+        return self.size(name) is not None
+
+    def size(self, path: str) -> int | None:
+        """Return the size of a regular file in the folder or in one inside it; None if there is none."""
+        first, _, rest = path.partition("/")
+        if rest:
+            if not self.has_folder(first):
+                return None
+            with self.inner(first, make=False) as inside:
+                return inside.size(rest)
+        info = self._look(first)
+        return info.st_size if info and stat.S_ISREG(info.st_mode) else None
+
+    def is_barred(self, path: str) -> bool:
+        """Whether something stands where a file should be, or a folder on the way to it, that is neither."""
+        first, _, rest = path.partition("/")
+        info = self._look(first)
+        if info is None or not rest:
+            return info is not None and not stat.S_ISREG(info.st_mode)
+        if not stat.S_ISDIR(info.st_mode):
+            return True
+        with self.inner(first, make=False) as inside:
+            return inside.is_barred(rest)
+
+    def has_folder(self, name: str) -> bool:
+        """Whether a folder of that name is there, and no link to one."""
+        info = self._look(name)
+        return bool(info and stat.S_ISDIR(info.st_mode))
+
+    def names(self) -> list[str]:
+        """Return what is in the folder, sorted, hidden names too."""
+        return sorted(os.listdir(self._fd))
+
+    def read(self, name: str) -> Iterator[bytes]:
+        """Yield a regular file piece by piece; raise OSError for anything else."""
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=self._fd)
+        with open(fd, "rb") as file:
+            while piece := file.read(_PIECE):
+                yield piece
+
+    def _look(self, name: str) -> os.stat_result | None:
+        try:
+            return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, or the link that stands in its place."""
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._fd)
+
+    @contextmanager
+    def inner(self, name: str, *, make: bool = True) -> Iterator["Folder"]:
+        """Open a folder inside this one, making it if need be."""
+        with _open_folder(name, self._fd, make) as fd:
+            yield Folder(fd)
+
+    def settle(self) -> None:
+        """Make the names in the folder survive a power cut."""
+        os.fsync(self._fd)
+
+
+def _fill(fd: int, parts: Iterable[bytes]) -> int:
+    """Write and close a new file; every error of the disk is raised here, also one that it tells only at the end."""
+    size = 0
+    with open(fd, "wb") as file:
+        for part in parts:
+            file.write(part)
+            size += len(part)
+        file.flush()
+        os.fsync(fd)
+    return size
+
+
+def _write_all(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written
+
+
+class TaskFolder(Folder):
+    """The folder of a task itself, locked against other writers."""
+
+    def __init__(self, fd: int, top: int, name: str) -> None:
+        super().__init__(fd)
+        self._top, self._name = top, name
+
+    def is_in_place(self) -> bool:
+        """Whether the folder still has its name: somebody may have removed or moved it since it was opened."""
+        try:
+            now = os.stat(self._name, dir_fd=self._top, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(now, os.fstat(self._fd))
+
+    def check_place(self) -> None:
+        """Raise OSError if the folder has been removed or moved."""
+        if not self.is_in_place():
+            raise FileNotFoundError(errno.ENOENT, "the folder was taken away while it was written", self._name)
+
+    def drop_if_empty(self) -> None:
+        """Remove the folder again if nothing is in it."""
+        with suppress(OSError):
+            os.rmdir(self._name, dir_fd=self._top)
+
+
+@contextmanager
+def open_folder(root: Path, task_id: str, *, make: bool = True) -> Iterator[TaskFolder]:
+    """Open and lock a task's folder, making it if need be; raise BlockingIOError if another writer keeps it."""
+    if make:
+        root.mkdir(parents=True, exist_ok=True)
+    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        while True:
+            with _open_folder(task_id, top, make) as fd:
+                _lock(fd)
+                folder = TaskFolder(fd, top, task_id)
+                if folder.is_in_place():  # else it was moved away while we waited
+                    yield folder
+                    return
+    finally:
+        os.close(top)
+
+
+def _lock(fd: int) -> None:
+    """Wait a moment for another writer, not longer: a thread that hangs here is one less for other tasks."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+@contextmanager
+def _open_folder(name: str, parent: int, make: bool) -> Iterator[int]:
+    if make:
+        with suppress(FileExistsError):
+            os.mkdir(name, dir_fd=parent)
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def set_aside(root: Path, name: str) -> Path:
+    """Move what stands in TRACE_DIR under this name to its .lost, under a free name; return where it is now."""
+    lost = root / LOST
+    lost.mkdir(exist_ok=True)
+    if lost.is_symlink():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(lost))
+    for number in range(1000):
+        place = lost / (f"{name}.{number}" if number else name)
+        if not os.path.lexists(place):
+            os.rename(root / name, place)
+            return place
+    raise FileExistsError(errno.EEXIST, "too many of that name were set aside", str(lost / name))
