@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 _DEGRADED = "tests/acceptance/test_degraded.py"
 _EMBEDDED = "tests/acceptance/test_embedded.py"
+_GUARDIAN = "tests/acceptance/test_guardian.py"
 _LIFECYCLE = "tests/test_lifecycle.py"
 _PROCESSES = "tests/chaos/test_matrix_processes.py"
 _SERVERS = "tests/chaos/test_matrix_servers.py"
@@ -33,12 +34,21 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
     2: ("server killed after the commit: started without a message", (_ACCEPTING,)),
     3: ("server killed after the nudge: asked again, the same task", (_ACCEPTING,)),
     4: ("worker killed before its claim: the task is nudged again", (_AT_ONE_MOMENT, *_AT_EVERY_POINT)),
-    5: ("worker killed between claim and child: no child ever runs", (_AT_ONE_MOMENT, *_AT_EVERY_POINT)),
-    6: ("worker killed under its children: all end, no overlap", (f"{_SERVICES}::test_a_worker_that_is_killed_loses_nothing", *_CHAOS)),
+    5: (
+        "worker killed between claim and child: no child ever runs",
+        (_AT_ONE_MOMENT, f"{_GUARDIAN}::test_a_worker_that_is_killed_leaves_no_process"),
+    ),
+    6: (
+        "worker killed under its children: all end, no overlap",
+        (f"{_GUARDIAN}::test_a_worker_that_is_killed_leaves_no_process", f"{_SERVICES}::test_a_worker_that_is_killed_loses_nothing"),
+    ),
     7: ("worker killed before the end is written: runs again, ends once", (_AT_ONE_MOMENT,)),
     8: ("worker killed after the end is written: the end stands", (_AT_ONE_MOMENT,)),
-    9: ("guardian killed: the worker notices and its children end", _CHAOS),
-    10: ("guardian and worker killed: the next life ends what is left", _CHAOS),
+    9: ("guardian killed: the worker notices and has another", (f"{_GUARDIAN}::test_a_guardian_that_is_killed_is_replaced", *_CHAOS)),
+    10: (
+        "guardian and worker killed: the next life ends what is left",
+        (f"{_GUARDIAN}::test_what_survives_both_is_ended_by_the_next_life",),
+    ),
     11: ("starter of the workers killed: they stop", (f"{_SERVICES}::test_workers_stop_when_the_process_that_started_them_is_killed",)),
     12: (
         "asked to stop: tasks are handed back, uncounted",
@@ -47,7 +57,13 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
             f"{_EMBEDDED}::test_it_ends_cleanly_and_goes_on_where_it_was",
         ),
     ),
-    13: ("worker frozen longer than its lease: another one takes over, the late one is refused", _CHAOS),
+    13: (
+        "worker frozen longer than its lease: another one takes over, the late one is refused",
+        (
+            f"{_GUARDIAN}::test_a_frozen_worker_is_fenced_by_its_guardian",
+            f"{_GUARDIAN}::test_attempts_do_not_overlap_when_a_worker_freezes",
+        ),
+    ),
     14: (
         "everything frozen: nothing is taken from anybody",
         (f"{_PROCESSES}::test_a_tower_that_is_frozen_as_a_whole_takes_nothing_from_anybody",),
@@ -72,7 +88,10 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     23: (
         "Postgres away for longer than a lease",
-        (f"{_DEGRADED}::test_a_database_that_is_away_for_longer_than_a_lease_loses_nothing",),
+        (
+            f"{_GUARDIAN}::test_a_worker_without_a_database_ends_its_own_work_in_time",
+            f"{_DEGRADED}::test_a_database_that_is_away_for_longer_than_a_lease_loses_nothing",
+        ),
     ),
     24: (
         "connections cut, rows and tables locked",
