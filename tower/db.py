@@ -78,11 +78,18 @@ def _path(settings: Settings) -> Path:
     return Path(settings.database_url.removeprefix("sqlite:///"))
 
 
+class _Sqlite(PooledSqliteDatabase):
+    def rollback(self) -> None:
+        """Undo the transaction, unless SQLite has done it already, as it does when the disk is full."""
+        if self.connection().in_transaction:
+            super().rollback()
+
+
 def _sqlite(settings: Settings) -> peewee.Database:
     path = _path(settings)
     if not path.parent.is_dir():
         raise SettingsError(f"DATABASE_URL names {path}, but there is no folder {path.parent}; make it first.")
-    return PooledSqliteDatabase(
+    return _Sqlite(
         str(path),
         # FULL: an answered POST survives a power cut.
         pragmas={"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000},
@@ -139,7 +146,7 @@ def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            with _turn(writing, deadline - time.monotonic()), database.connection_context():
+            with _turn(writing, deadline - time.monotonic()), _connected():
                 _file.check()
                 done = work()
             trouble.end(writing=writing)
@@ -155,6 +162,20 @@ def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
             _log.debug("trying again: %s", explain(error))
         time.sleep(pause * random.uniform(0.5, 1.5))  # so that many threads do not come back in step
         pause = min(pause * 2, 1.0)
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
+    database.connect()
+    try:
+        yield
+    except peewee.PeeweeException as error:
+        if is_outage(error):
+            database.manual_close()
+        raise
+    finally:
+        database.close()
 
 
 @contextmanager

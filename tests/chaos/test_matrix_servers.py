@@ -51,21 +51,6 @@ def test_a_redis_that_restarts_empty_loses_nothing(services: Lab) -> None:
     assert {services.task(task_id)["attempt"] for task_id in running} == {1}
 
 
-def test_a_redis_that_hangs_holds_nobody_up(services: Lab) -> None:
-    """Tasks are taken in and run while it does not say a word."""
-    assert services.redis
-    services.start_all()
-    services.wait_status(services.give("echo"), "succeeded")
-    services.redis.send(signal.SIGSTOP)
-    try:
-        ids = [services.give("echo", {"n": n}) for n in range(5)]
-        for task_id in ids:
-            services.wait_status(task_id, "succeeded")
-    finally:
-        services.redis.send(signal.SIGCONT)
-    ended_well(services, *ids)
-
-
 def test_nudges_that_come_twice_or_late_or_in_any_order_change_nothing(services: Lab) -> None:
     """For a task that waits, runs and has ended: it runs once, and its row is not touched."""
     assert services.redis
@@ -106,26 +91,6 @@ def test_a_postgres_that_stops_under_requests_loses_none_it_answered(services: L
     assert len(set(ids)) == 60
     assert rows(services.url, "SELECT COUNT(*) AS n FROM task WHERE idempotency_key LIKE 'outage-%'")[0]["n"] == 60
     assert services.task(running)["losses"] == 0
-
-
-def test_connections_that_are_cut_are_made_anew(services: Lab) -> None:
-    """All of them, again and again while tasks come and run; no request fails."""
-    assert services.postgres
-    services.start_all()
-    services.wait_status(services.give("echo"), "succeeded")
-    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'devops-control-tower'"
-    ids = []
-    for n in range(10):
-        services.postgres.execute(cut)
-        ids += [answered(services, "echo", {"n": n}), answered(services, "sleep", {"seconds": 0.2})]
-    ended_well(services, *ids)
-
-
-def answered(bench: Lab, type_: str, payload: dict[str, object]) -> str:
-    """Enqueue with one request that must succeed."""
-    answer = bench.client.post("/tasks/enqueue", json={"type": type_, "payload": payload})
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["task_id"])
 
 
 def test_a_row_that_somebody_locks_waits_and_nothing_else_does(services: Lab) -> None:
@@ -211,37 +176,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tower-test", str(place)], check=True)
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@needs_root
-def test_a_database_whose_disk_is_full_takes_nothing_and_recovers_by_itself(small_disk: Path, tmp_path: Path) -> None:
-    """503 and when to come again, reads go on, and with space there is nothing left to mend."""
-    with lab(tmp_path, "sqlite", database=small_disk / "tower.db") as tower:
-        server = tower.start_all()[SERVER]
-        before = tower.give("echo")
-        tower.settle()
-        ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as file:
-            fill(file)
-            answer = httpx2.Response(202)
-            while answer.status_code == 202:  # until what SQLite had in reserve is used up
-                answer = tower.client.post("/tasks/enqueue", json={"type": "echo", "payload": {"text": "x" * 50_000}})
-                fill(file)
-        assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
-        assert answer.headers["retry-after"]
-        assert tower.client.get(f"/tasks/{before}").json()["status"] == "succeeded"
-        ballast.unlink()
-        ended_well(tower, before, tower.give("echo"))
-        assert server.alive
-
-
-def fill(file: object) -> None:
-    for size in (65_536, 512):
-        try:
-            while file.write(b"\0" * size) == size:  # type: ignore[attr-defined]
-                pass
-        except OSError:
-            continue
 
 
 @needs_root
