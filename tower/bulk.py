@@ -10,15 +10,13 @@ from tower import db, lifecycle, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask
 from tower.lifecycle import NewTask
-from tower.models import CANCELLED, DISPATCHED, FAILED, QUEUED, RUNNING, TIMED_OUT, Task, new_id
+from tower.models import BROKEN, DISPATCHED, QUEUED, RUNNING, Task, new_id
 from tower.queries import Filter
 
 #: Tasks changed by one transaction, so that nobody waits long for it.
 _STEP = 200
 #: Ids told of one request.
 _TOLD = 1000
-
-_RETRIED = (FAILED, TIMED_OUT, CANCELLED)
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def cancel(chosen: Filter, by: str | None, nudger: Nudger, *, dry_run: bool, pat
 
 def retry(chosen: Filter, by: str | None, nudger: Nudger, *, dry_run: bool, patience_s: float) -> Done:
     """Enqueue again what did not succeed and has not been repeated yet; asking twice makes nothing twice."""
-    found = _Found(chosen, (Task.status << _RETRIED, ~queries.is_repeated()), patience_s)
+    found = _Found(chosen, (Task.status << BROKEN, ~queries.is_repeated()), patience_s)
     if dry_run:
         return found.count()
 
