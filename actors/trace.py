@@ -37,7 +37,7 @@ class Tracer:
         try:
             db.read(partial(self._bring_up, task_id))  # one connection for all that is asked on the way
         except NotFound:
-            return  # deleted meanwhile
+            trace.remove_empty(self._root, task_id)  # deleted meanwhile; looking made a folder
         except OSError as error:
             reason = f"{error.filename or self._root}: {error.strerror or type(error).__name__}"
             _log.warning("the trace could not be written; it will be tried again: %s", reason, extra=log.context(task_id, 0))

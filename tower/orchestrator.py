@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,11 +40,11 @@ class Accepted:
 class EnhancedOrchestrator:
     """The front of the spine: enqueue, cancel and retry, and the sweep behind them."""
 
-    def __init__(self, settings: Settings, registry: Registry, nudger: Nudger) -> None:
+    def __init__(self, settings: Settings, registry: Registry, nudger: Nudger, write_trace: Callable[[str], None] | None = None) -> None:
         self._settings = settings
         self._registry = registry
         self._nudger = nudger
-        self._sweep = Sweep(settings, nudger)
+        self._sweep = Sweep(settings, nudger, write_trace)
         self._stopping = threading.Event()
         self._prepared = threading.Event()
         self._preparing: threading.Thread | None = None

@@ -15,6 +15,7 @@ from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
 from tower.host import ProcessId, kill_marked, pid_space, remove_attempt_folders
 from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
+from tower.retention import Retention
 from tower.settings import Settings
 
 _LIMIT = 200
@@ -33,6 +34,8 @@ class Sweep:
         self._settings = settings
         self._nudger = nudger
         self._write_trace = write_trace
+        #: Who writes folders also removes them: the others may not even see the disk.
+        self._retention = Retention(settings) if write_trace else None
         self._trace_limit = _LIMIT
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -66,7 +69,7 @@ class Sweep:
                 pause = self._settings.sweep_s
 
     def run_once(self) -> None:
-        """Do one pass: take back lost leases, end what may not start any more, re-send nudges, ask for traces, forget dead workers."""
+        """Do one pass: take back lost leases, end what may not start any more, re-send nudges, ask for traces, forget the dead and the old."""
         steps: tuple[Callable[[], None], ...] = (
             self._take_back,
             self._give_up_late,
@@ -75,6 +78,7 @@ class Sweep:
             self._nudge_dispatched,
             self._ask_for_traces,
             self._forget_workers,
+            *((self._retention.run_if_due,) if self._retention else ()),
         )
         for step in steps:
             step()

@@ -5,9 +5,10 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from tower.errors import FAILURES, NotFound
 from tower.models import FINAL
 
 INPUT, LOG, OUTPUT, EVENTS, ARTIFACTS = "input.json", "log.txt", "output.json", "events.jsonl", "artifacts"
+
+#: What the name of a folder begins with while it is being removed.
+_GONE = ".gone-"
 
 _AS_ACCEPTED = (
     *("id", "type", "title", "priority", "timeout_s", "silence_s", "max_attempts", "idempotency_key"),
@@ -199,6 +203,54 @@ def _open_folder(name: str, parent: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def remove_folder(root: Path, task_id: str) -> None:
+    """Remove a task's folder: out of sight at once, whole, and then piece by piece; what a kill leaves is removed by `remove_leftovers`."""
+    try:
+        with _locked_folder(root / task_id):
+            os.rename(root / task_id, root / f"{_GONE}{task_id}")
+    except FileNotFoundError:
+        return  # it never had one, or somebody else removes it
+    _discard(root / f"{_GONE}{task_id}")
+
+
+def remove_empty(root: Path, task_id: str) -> None:
+    """Remove a task's folder if there is nothing in it."""
+    with suppress(OSError):
+        os.rmdir(root / task_id)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what is left of folders whose removal was broken off."""
+    try:
+        with os.scandir(root) as entries:
+            left = [entry.path for entry in entries if entry.name.startswith(_GONE)]
+    except FileNotFoundError:
+        return
+    for path in left:
+        _discard(Path(path))
+
+
+@contextmanager
+def _locked_folder(path: Path) -> Iterator[None]:
+    """Wait for a writer of the folder; whatever else stands in its place has none."""
+    if path.is_symlink() or not path.is_dir():
+        yield
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _discard(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed now is a leftover for the next pass
 
 
 def list_files(root: Path, task_id: str) -> list[dict[str, Any]]:
