@@ -142,6 +142,23 @@ def test_many_are_changed_in_steps(orchestrator: EnhancedOrchestrator, monkeypat
     assert sorted(repeats()) == ids
 
 
+def test_what_fails_again_at_once_is_not_retried_by_the_same_request(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would never end."""
+
+    class FailingWorker(r.Nudges):
+        def send(self, actor: str, task_id: str) -> bool:
+            r.dispatch(task_id)
+            claim = r.claim(task_id)
+            assert claim and len(self.sent) < 10
+            db.unit(lambda: lifecycle.finish(claim, BROKEN, new_id()))
+            return super().send(actor, task_id)
+
+    monkeypatch.setattr(bulk, "_STEP", 1)
+    old = [ended(), ended()]
+    done = EnhancedOrchestrator(rows, None, FailingWorker()).retry_all(Filter(statuses=[FAILED]))  # type: ignore[arg-type]
+    assert (done.changed, repeats()) == (2, old)
+
+
 def test_retries_at_the_same_moment_make_each_task_once(orchestrator: EnhancedOrchestrator) -> None:
     """The old rows are locked and asked about again."""
     old = [ended() for _ in range(20)]

@@ -13,6 +13,7 @@ from tower import bulk, db, jsontext, lifecycle, queries, tree
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.bulk import Done
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
+from tower.faults import fault
 from tower.handler import Registry
 from tower.leases import locked
 from tower.lifecycle import NewTask
@@ -111,10 +112,13 @@ class EnhancedOrchestrator:
         return self._accept([self._checked(spec, f"tasks.{place}.") for place, spec in enumerate(specs)])
 
     def _accept(self, tasks: list[NewTask]) -> list[Accepted]:
+        fault("front.before_insert")
         accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S)
+        fault("front.after_commit")
         fresh = next((task for task in accepted if task.new), None)
         if fresh:
             self._nudger.send(ORCHESTRATE, fresh.id)
+            fault("front.after_send")
         return accepted
 
     def _checked(self, spec: TaskSpec, where: str = "") -> NewTask:
@@ -236,10 +240,15 @@ def _insert(tasks: list[NewTask]) -> list[Accepted]:
         for task in tasks
         if task.idempotency_key is None or (named[task.idempotency_key] is task and task.idempotency_key not in known)
     ]
-    made = lifecycle.insert(fresh) if fresh else set()
-    late = [task.idempotency_key for task in fresh if task.idempotency_key and task.id not in made]
-    if late:
-        known.update(queries.by_idempotency_key(late))  # somebody else inserted the key meanwhile
+    fresh.sort(key=lambda task: task.idempotency_key or "")  # two batches with the same keys do not wait for each other in a circle
+    made: set[str] = set()
+    while missing := [task for task in fresh if task.id not in made and task.idempotency_key not in known]:
+        made |= lifecycle.insert(missing)
+        late = [task.idempotency_key for task in missing if task.idempotency_key and task.id not in made]
+        if not late:
+            break
+        # Somebody else inserted these keys meanwhile. If retention has removed that task since, the key is ours after all.
+        known.update(queries.by_idempotency_key(late))
     accepted = []
     for task in tasks:
         task_id, digest = known.get(

@@ -69,7 +69,7 @@ class Sweep:
                 pause = self._settings.sweep_s
 
     def run_once(self) -> None:
-        """Do one pass: take back lost leases, end what may not start any more, re-send nudges, ask for traces, forget the dead and the old."""
+        """Do one pass: take back lost leases, end what is late, re-send nudges, ask for traces, forget dead workers and old tasks."""
         steps: tuple[Callable[[], None], ...] = (
             self._take_back,
             self._give_up_late,
