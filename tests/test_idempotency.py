@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ THREADS = 16
 @pytest.fixture
 def front(rows: Settings, nudges: r.Nudges) -> EnhancedOrchestrator:
     return EnhancedOrchestrator(rows, load(), nudges)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def all_look_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every thread look for its keys before any inserts; where writers take turns anyway, nobody waits for long."""
+    looked, seen = threading.Barrier(THREADS), queries.by_idempotency_key
+
+    def slowly(wanted: Any) -> Any:
+        found = seen(wanted)
+        with suppress(threading.BrokenBarrierError):
+            looked.wait(0.3)
+        return found
+
+    monkeypatch.setattr(queries, "by_idempotency_key", slowly)
 
 
 def spec(key: str | None, **payload: Any) -> TaskSpec:
@@ -51,6 +66,7 @@ def keys() -> list[str]:
     return sorted(row[0] for row in db.read(lambda: list(Task.select(Task.idempotency_key).tuples())))
 
 
+@pytest.mark.usefixtures("all_look_first")
 def test_the_same_request_at_the_same_moment_makes_one_task(front: EnhancedOrchestrator, nudges: r.Nudges) -> None:
     """One is told that it is new, the others get the same id, and one nudge is sent."""
     told: list[Accepted] = together(lambda _: front.accept(spec("once", a=1)))
@@ -61,6 +77,7 @@ def test_the_same_request_at_the_same_moment_makes_one_task(front: EnhancedOrche
     assert len(nudges.sent) == 1
 
 
+@pytest.mark.usefixtures("all_look_first")
 def test_of_different_requests_with_one_key_exactly_one_wins(front: EnhancedOrchestrator) -> None:
     """The others are told which task has the key."""
     told = together(lambda number: front.accept(spec("once", number=number)))
@@ -71,6 +88,7 @@ def test_of_different_requests_with_one_key_exactly_one_wins(front: EnhancedOrch
     assert keys() == ["once"]
 
 
+@pytest.mark.usefixtures("all_look_first")
 def test_batches_that_share_keys_make_each_task_once(front: EnhancedOrchestrator) -> None:
     """Keys twice in a batch, in every batch, and in different orders."""
     names = [f"key-{number}" for number in range(20)]
