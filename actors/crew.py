@@ -53,6 +53,10 @@ class Crew(Middleware):
         self._is_leaving = False
         self._declare(broker)
 
+    def write_trace(self, task_id: str) -> None:
+        """Write a task's folder in this thread, as the trace actor would."""
+        self._tracer.trace(task_id)
+
     def _declare(self, broker: dramatiq.Broker) -> None:
         _actor(broker, self._dispatcher.orchestrate, ORCHESTRATE, "orchestrator", _DECIDE)
         _actor(broker, self._tracer.trace, TRACE, TRACE_QUEUE, _TRACE)
@@ -83,7 +87,7 @@ class Crew(Middleware):
             # dramatiq would log this and run tasks without a heartbeat; a process that ends is started again.
             _log.critical("the worker cannot start: %s", error)
             raise SystemExit(1) from error
-        self._start(slots, queues, self._tracer.trace if traces else None)
+        self._start(slots, queues, self.write_trace if traces else None)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Hand back what runs before dramatiq waits for its threads; the embedded server ends at once, as Ctrl-C should."""

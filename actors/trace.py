@@ -13,7 +13,7 @@ from typing import Any
 from tower import db, log, queries, reminders, trace
 from tower.errors import NotFound, Unavailable
 from tower.faults import fault
-from tower.folder import Folder, TaskFolder, open_folder
+from tower.folder import Folder, TaskFolder, open_folder, remove_empty
 from tower.log import Outage
 from tower.models import FINAL
 from tower.settings import Settings
@@ -80,7 +80,7 @@ class Tracer:
         try:
             db.read(partial(self._bring_up, task_id))  # one connection for all that is asked on the way
         except NotFound:
-            return  # deleted meanwhile
+            remove_empty(self._root, task_id)  # deleted meanwhile; looking made a folder
         except BlockingIOError:
             _log.debug("another process writes the folder; the sweep looks after it", extra=log.context(task_id, 0))
         except OSError as error:

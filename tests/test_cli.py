@@ -209,6 +209,12 @@ def test_no_tower_exits_3_and_says_how_to_start_one(run_local: Run, command: lis
         (["list", "--text", "\udcff"], "whole characters"),
         (["list", "--url", "http://[bad"], "Invalid IPv6 URL"),
         (["show", "42"], "not a valid UUID"),
+        (["cancel"], "Give the ID of one task, or --tree"),
+        (["cancel", NO_SUCH_TASK, "--tree", NO_SUCH_TASK], "Give the ID of one task, or --tree"),
+        (["cancel", NO_SUCH_TASK, "--dry-run"], "Give the ID of one task, or --tree"),
+        (["retry"], "Give the ID of one task, or --status"),
+        (["retry", NO_SUCH_TASK, "--status", "failed"], "Give the ID of one task, or --status"),
+        (["retry", "--status", "succeeded"], "'succeeded' is not one of"),
         (["frobnicate"], "No such command"),
     ],
 )
@@ -443,3 +449,28 @@ def test_a_worker_runs_the_tasks_of_a_tower_with_redis(processes: Processes, red
     assert "succeeded" in told.stdout
     (worker,) = httpx2.get(f"{processes.url}/workers").json()["workers"]
     assert worker["slots"] == 3
+
+
+@slow
+def test_dead_letters_are_listed_counted_and_retried(run: Run) -> None:
+    """By what they have in common; standard output holds the ids alone."""
+    options = ("--label", "run=dead", "--max-attempts", "1", "--wait", "--", "sh", "-c", "exit 3")
+    old = run("enqueue", "command", *options).out.split()[0]
+    chosen = ("--status", "failed", "--error-code", "exit_nonzero", "--label", "run=dead")
+
+    assert run("list", *chosen).out.splitlines()[1].startswith(old)
+    assert run("retry", *chosen, "--type", "command", "--dry-run") == Told(0, f"{old}\n", "tower: 1 task would be retried.\n")
+    new = run("retry", *chosen, "--by", "alice")
+    assert new.err == "tower: 1 task retried.\n"
+    assert run("show", new.id, "--json").document["retry_of"] == old
+    assert run("retry", "--status", "cancelled", "--label", "run=dead", "--json").document["matched"] == 0
+
+
+@slow
+def test_a_tree_is_cancelled(run: Run) -> None:
+    """After a look at how many tasks it has."""
+    root = run("enqueue", "echo", "--not-before", "2500-01-01T00:00:00Z").id
+
+    assert run("cancel", "--tree", root, "--dry-run") == Told(0, f"{root}\n", "tower: 1 task would be cancelled.\n")
+    assert run("cancel", "--tree", root) == Told(0, f"{root}\n", "tower: 1 task cancelled.\n")
+    assert run("show", root, "--json").document["status"] == "cancelled"

@@ -14,7 +14,7 @@ import click
 from tower import __version__, cli_trace, jsontext, present
 from tower.client import Client, Unreachable
 from tower.errors import SettingsError, TowerError
-from tower.models import STATUSES, SUCCEEDED
+from tower.models import BROKEN, STATUSES, SUCCEEDED
 from tower.settings import load
 
 Command = Callable[..., int | None]
@@ -219,16 +219,24 @@ def logs(client: Client, task_id: UUID, follow: bool, as_json: bool) -> None:
         click.echo(present.json_line({"status": client.task(str(task_id))["status"]}))
 
 
+_error_codes = click.option("--error-code", metavar="CODE", multiple=True, help="Only with this last error; may be given again.")
+
+
+def _as_filter(labels: dict[str, str]) -> list[str]:
+    return [f"{name}:{value}" for name, value in labels.items()]
+
+
 @cli.command("list", epilog="Example: tower list --status failed --label team=platform")
 @click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Only with this status; may be given again.")
 @click.option("--type", metavar="TYPE", multiple=True, help="Only of this type; may be given again.")
 @_labels
 @click.option("--text", help="Only with this in the title, type or id.")
+@_error_codes
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
 @_asks
 def list_(client: Client, limit: int, labels: dict[str, str], as_json: bool, **filters: Any) -> None:
     """List tasks, newest first."""
-    page = client.tasks(limit, label=[f"{name}:{value}" for name, value in labels.items()], **filters)
+    page = client.tasks(limit, label=_as_filter(labels), **filters)
     if as_json:
         click.echo(present.document(page))
     elif page["tasks"]:
@@ -242,24 +250,59 @@ def list_(client: Client, limit: int, labels: dict[str, str], as_json: bool, **f
 _by = click.option("--by", metavar="NAME", help="Who asks, for the record.")
 
 
-@cli.command(epilog="Example: tower cancel 0192f0c1-2345-7abc-8def-0123456789ab")
-@_task_id
+_dry_run = click.option("--dry-run", is_flag=True, help="Only say how many tasks there are.")
+_one_or_many = click.argument("task_id", metavar="[ID]", type=click.UUID, required=False)
+
+
+@cli.command(epilog="Example: tower cancel --tree 0192f0c1-2345-7abc-8def-0123456789ab")
+@_one_or_many
+@click.option("--tree", metavar="ID", type=click.UUID, help="Cancel every task with this correlation id instead.")
+@_dry_run
 @_by
 @_asks
-def cancel(client: Client, task_id: UUID, by: str | None, as_json: bool) -> None:
-    """Cancel a task: at once if it waits, within seconds if it runs."""
+def cancel(client: Client, task_id: UUID | None, tree: UUID | None, dry_run: bool, by: str | None, as_json: bool) -> None:
+    """Cancel a task, or a tree of them: at once what waits, within seconds what runs."""
+    if (task_id is None) == (tree is None) or (task_id and dry_run):
+        raise click.UsageError("Give the ID of one task, or --tree and perhaps --dry-run.")
+    if tree:
+        _tell_many(client.cancel_all({"correlation_id": str(tree)}, dry_run=dry_run, by=by), "cancelled", as_json)
+        return
     told = client.cancel(str(task_id), by)
     done = "is cancelled" if told["status"] == "cancelled" else "is being stopped"
     click.echo(present.document(told) if as_json else f"Task {task_id} {done}.")
 
 
-@cli.command(epilog="Example: tower retry 0192f0c1-2345-7abc-8def-0123456789ab")
-@_task_id
+@cli.command(epilog="Example: tower retry --status failed --error-code worker_lost --dry-run")
+@_one_or_many
+@click.option("--status", multiple=True, type=click.Choice(BROKEN), help="All with this status; may be given again.")
+@click.option("--type", metavar="TYPE", multiple=True, help="Only of this type; may be given again.")
+@_labels
+@_error_codes
+@_dry_run
 @_by
 @_asks
-def retry(client: Client, task_id: UUID, by: str | None, as_json: bool) -> None:
-    """Enqueue a task that has ended again; print the id of the new one."""
-    _tell_id(client.retry(str(task_id), by), as_json)
+def retry(
+    client: Client, task_id: UUID | None, labels: dict[str, str], dry_run: bool, by: str | None, as_json: bool, **filters: Any
+) -> None:
+    """Enqueue a task that has ended again and print the id of the new one; or every task that fits and was not retried yet."""
+    chosen = {**filters, "label": _as_filter(labels)}
+    if (task_id is None) != any(chosen.values()) or (task_id and dry_run):
+        raise click.UsageError("Give the ID of one task, or --status, --type, --label or --error-code and perhaps --dry-run.")
+    if task_id:
+        _tell_id(client.retry(str(task_id), by), as_json)
+    else:
+        _tell_many(client.retry_all(chosen, dry_run=dry_run, by=by), "retried", as_json)
+
+
+def _tell_many(told: dict[str, Any], done: str, as_json: bool) -> None:
+    """Print the ids, so that a script can go on with them, and the number beside."""
+    if as_json:
+        click.echo(present.document(told))
+        return
+    for task_id in told["task_ids"]:
+        click.echo(present.plain(task_id))
+    count, would = (told["matched"], "would be ") if told["dry_run"] else (told["changed"], "")
+    click.echo(f"tower: {count} {'task' if count == 1 else 'tasks'} {would}{done}.", err=True)
 
 
 cli_trace.add_to(cli)

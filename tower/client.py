@@ -15,6 +15,8 @@ from tower.settings import mask_url
 Document = dict[str, Any]
 
 _TIMEOUT = httpx2.Timeout(30, connect=5)
+#: To change very many tasks takes a while.
+_MANY = httpx2.Timeout(600, connect=5)
 #: A stream says something every 15 s; after this long without a word it is dead.
 _SILENCE = httpx2.Timeout(40, connect=5)
 _PAGE = 500
@@ -80,6 +82,18 @@ class Client:
         """Enqueue a final task again; return the id of the new task."""
         answer = self._ask("POST", f"/tasks/{task_id}/retry", params={"by": by} if by else None)
         return str(self._read(answer, "task_id")["task_id"])
+
+    def cancel_all(self, chosen: Document, *, dry_run: bool = False, by: str | None = None) -> Document:
+        """Cancel every task that fits a filter; return how many matched and changed, and their ids."""
+        return self._change("cancel", chosen, dry_run, by)
+
+    def retry_all(self, chosen: Document, *, dry_run: bool = False, by: str | None = None) -> Document:
+        """Enqueue again what did not succeed, fits a filter and was not retried yet; likewise."""
+        return self._change("retry", chosen, dry_run, by)
+
+    def _change(self, what: str, chosen: Document, dry_run: bool, by: str | None) -> Document:
+        body = {"filter": {name: value for name, value in chosen.items() if value}, "dry_run": dry_run, "by": by}
+        return self._read(self._ask("POST", f"/tasks/{what}", json=body, timeout=_MANY), "matched", "changed", "task_ids")
 
     def log(self, task_id: str) -> Iterator[str]:
         """Yield the lines of a task's log as it is now."""

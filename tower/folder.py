@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,9 @@ from tower.faults import fault
 
 #: Where what stood in the way is moved to, beside the folders of tasks.
 LOST = ".lost"
+
+#: What the name of a folder begins with while it is being removed.
+_GONE = ".gone-"
 
 #: How long another writer of the same folder is waited for, and how often it is asked for meanwhile.
 _PATIENCE_S, _PAUSE_S = 1.0, 0.02
@@ -228,3 +232,51 @@ def set_aside(root: Path, name: str) -> Path:
             os.rename(root / name, place)
             return place
     raise FileExistsError(errno.EEXIST, "too many of that name were set aside", str(lost / name))
+
+
+def remove_folder(root: Path, task_id: str) -> None:
+    """Remove a task's folder: out of sight at once, whole, and then piece by piece; what a kill leaves is removed by `remove_leftovers`."""
+    try:
+        with _unwritten(root / task_id):
+            os.rename(root / task_id, root / f"{_GONE}{task_id}")
+    except FileNotFoundError:
+        return  # it never had one, or somebody else removes it
+    _discard(root / f"{_GONE}{task_id}")
+
+
+def remove_empty(root: Path, task_id: str) -> None:
+    """Remove a task's folder if there is nothing in it."""
+    with suppress(OSError):
+        os.rmdir(root / task_id)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Remove what is left of folders whose removal was broken off."""
+    try:
+        with os.scandir(root) as entries:
+            left = [entry.path for entry in entries if entry.name.startswith(_GONE)]
+    except FileNotFoundError:
+        return
+    for path in left:
+        _discard(Path(path))
+
+
+@contextmanager
+def _unwritten(path: Path) -> Iterator[None]:
+    """Wait for a writer of the folder; whatever else stands in its place has none."""
+    if path.is_symlink() or not path.is_dir():
+        yield
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        _lock(fd)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _discard(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)  # what cannot be removed now is a leftover for the next pass

@@ -19,6 +19,7 @@ from tower.models import (
     CANCELLED,
     DISPATCHED,
     FAILED,
+    FINAL,
     QUEUED,
     RUNNING,
     SUCCEEDED,
@@ -347,24 +348,31 @@ def expire(task_id: str, attempt: int, beat: int, reason: str) -> str | None:
 
 def cancel(task_id: str, by: str | None) -> str | None:
     """Cancel a task that is not running at once, and ask a running one to stop; return its status then, None if there is none."""
-    row = locked(Task.id == task_id)
-    if row is None:
-        return None
+    cancel_all([task_id], by)
+    row = Task.select(Task.status).where(Task.id == task_id).tuples().first()
+    return str(row[0]) if row else None
+
+
+def cancel_all(ids: Sequence[str], by: str | None) -> list[str]:
+    """Cancel those that wait, ask those that run to stop; return the ids of those that were neither cancelled nor asked before."""
+    query = Task.select(Task.id, Task.status).where(Task.id << list(ids), Task.status.not_in(FINAL), Task.cancel_requested_at.is_null())
+    before = dict((query.order_by(Task.id).for_update() if db.is_postgres() else query).tuples())
     data = {"by": by} if by else {}
-    if row["status"] == RUNNING and row["cancel_requested_at"] is None:
+    running = [task_id for task_id, status in before.items() if status == RUNNING]
+    if running:
         asked = (
             Task.update(cancel_requested_at=db.now(), seq=Task.seq + 1, updated_at=db.now())
-            .where(Task.id == task_id, Task.status == RUNNING)
+            .where(Task.id << running, Task.status == RUNNING)
             .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at)
             .dicts()
         )
         _record(list(asked), "cancel_requested", data)
-    if row["status"] in (QUEUED, DISPATCHED):
+    waiting = [task_id for task_id, status in before.items() if status in (QUEUED, DISPATCHED)]
+    if waiting:
         error = {"code": "cancelled", "message": "Cancelled before it started."}
         ended = {"error_code": "cancelled", "error": json.dumps(error), "finished_at": db.now(), "cancel_requested_at": db.now()}
-        _move(Task.id == task_id, (QUEUED, DISPATCHED), CANCELLED, "cancelled", {**error, **data}, **ended)
-        return CANCELLED
-    return str(row["status"])
+        _move(Task.id << waiting, (QUEUED, DISPATCHED), CANCELLED, "cancelled", {**error, **data}, **ended)
+    return list(before)
 
 
 def _all(*conditions: Any) -> Any:

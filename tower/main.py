@@ -39,7 +39,7 @@ def build(settings: Settings) -> FastAPI:
     open_database(settings)
     registry, broker = load_handlers(), open_broker(settings)
     crew = Crew(settings, registry, broker)
-    orchestrator = EnhancedOrchestrator(settings, registry, Nudger(broker))
+    orchestrator = EnhancedOrchestrator(settings, registry, Nudger(broker), crew.write_trace if settings.embedded else None)
     worker = _EmbeddedWorker(settings, broker, crew) if settings.embedded else None
 
     @asynccontextmanager

@@ -12,6 +12,8 @@ QUEUED, DISPATCHED, RUNNING = "queued", "dispatched", "running"
 SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = "succeeded", "failed", "cancelled", "timed_out"
 
 FINAL = (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT)
+#: What may be worth another try.
+BROKEN = (FAILED, CANCELLED, TIMED_OUT)
 IN_FLIGHT = (DISPATCHED, RUNNING)
 STATUSES = (QUEUED, *IN_FLIGHT, *FINAL)
 

@@ -1,23 +1,25 @@
 """EnhancedOrchestrator: takes tasks in, and keeps the promise that each reaches a final state."""
 
 import asyncio
-import json
 import logging
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from tower import db, jsontext, lifecycle, queries, trace
+from tower import bulk, db, jsontext, lifecycle, queries, trace, tree
 from tower.broker import ORCHESTRATE, TRACE, Nudger
+from tower.bulk import Done
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
 from tower.handler import Registry
+from tower.leases import locked
 from tower.lifecycle import NewTask
 from tower.log import Outage
-from tower.models import CANCELLED, FINAL, RUNNING, new_id
+from tower.models import CANCELLED, FINAL, RUNNING, Task, new_id
+from tower.queries import Filter
 from tower.settings import Settings
 from tower.spec import MAX_BATCH, TaskSpec
 from tower.sweep import Sweep
@@ -39,11 +41,11 @@ class Accepted:
 class EnhancedOrchestrator:
     """The front of the spine: enqueue, cancel and retry, and the sweep behind them."""
 
-    def __init__(self, settings: Settings, registry: Registry, nudger: Nudger) -> None:
+    def __init__(self, settings: Settings, registry: Registry, nudger: Nudger, write_trace: Callable[[str], None] | None = None) -> None:
         self._settings = settings
         self._registry = registry
         self._nudger = nudger
-        self._sweep = Sweep(settings, nudger)
+        self._sweep = Sweep(settings, nudger, write_trace)
         self._stopping = threading.Event()
         self._prepared = threading.Event()
         self._preparing: threading.Thread | None = None
@@ -175,12 +177,13 @@ class EnhancedOrchestrator:
         """Enqueue a final task again as a new task of the same tree. Raises NotFound, and Conflict if it is not final."""
 
         def work() -> Accepted:
+            locked(Task.id == task_id)  # so that a bulk retry at the same time either sees this one, or is seen
             old = queries.task(task_id)
             if old["status"] not in FINAL:
                 raise Conflict(
                     f"Task {task_id} is {old['status']}; wait for its end, or cancel it first.", code="not_final", task_status=old["status"]
                 )
-            new = _repeat(old, by, fresh)
+            new = bulk.repeat(old, by, fresh)
             lifecycle.insert([new])
             return Accepted(new.id, new=True)
 
@@ -188,6 +191,14 @@ class EnhancedOrchestrator:
         accepted = db.unit(work, patience_s=_PATIENCE_S)
         self._nudger.send(ORCHESTRATE, accepted.id)
         return accepted
+
+    def cancel_all(self, chosen: Filter, by: str | None = None, *, dry_run: bool = False) -> Done:
+        """Cancel every task that fits and has not ended; see `cancel`. Raises InvalidTask for an empty filter."""
+        return bulk.cancel(chosen, by, self._nudger, dry_run=dry_run, patience_s=_PATIENCE_S)
+
+    def retry_all(self, chosen: Filter, by: str | None = None, *, dry_run: bool = False) -> Done:
+        """Retry every task that fits, did not succeed and has not been retried. Raises InvalidTask for an empty filter."""
+        return bulk.retry(chosen, by, self._nudger, dry_run=dry_run, patience_s=_PATIENCE_S)
 
     def readiness(self) -> dict[str, Any]:
         """Return what accepts and runs tasks right now, and what is wrong with the rest, in words."""
@@ -220,7 +231,7 @@ class EnhancedOrchestrator:
 
 def _insert(tasks: list[NewTask]) -> list[Accepted]:
     """Insert the tasks whose keys are new, and return for each the task that stands for it."""
-    tasks = _joined(tasks)
+    tasks = tree.joined(tasks)
     named: dict[str, NewTask] = {}
     for task in tasks:
         first = named.setdefault(task.idempotency_key, task) if task.idempotency_key else task
@@ -231,10 +242,15 @@ def _insert(tasks: list[NewTask]) -> list[Accepted]:
         for task in tasks
         if task.idempotency_key is None or (named[task.idempotency_key] is task and task.idempotency_key not in known)
     ]
-    made = lifecycle.insert(fresh) if fresh else set()
-    late = [task.idempotency_key for task in fresh if task.idempotency_key and task.id not in made]
-    if late:
-        known.update(queries.by_idempotency_key(late))  # somebody else inserted the key meanwhile
+    fresh.sort(key=lambda task: task.idempotency_key or "")  # two batches with the same keys do not wait for each other in a circle
+    made: set[str] = set()
+    while missing := [task for task in fresh if task.id not in made and task.idempotency_key not in known]:
+        made |= lifecycle.insert(missing)
+        late = [task.idempotency_key for task in missing if task.idempotency_key and task.id not in made]
+        if not late:
+            break
+        # Somebody else inserted these keys meanwhile. If retention has removed that task since, the key is ours after all.
+        known.update(queries.by_idempotency_key(late))
     accepted = []
     for task in tasks:
         task_id, digest = known.get(
@@ -245,20 +261,6 @@ def _insert(tasks: list[NewTask]) -> list[Accepted]:
     return accepted
 
 
-def _joined(tasks: list[NewTask]) -> list[NewTask]:
-    """Return the tasks, those with a parent in its tree; raise InvalidTask for an unknown parent, Conflict for one that was cancelled."""
-    asked = {task.parent_id for task in tasks if task.parent_id}
-    if not asked:
-        return tasks
-    parents = queries.parents(sorted(asked))
-    for parent_id in asked:
-        if parent_id not in parents:
-            raise InvalidTask(f"There is no task {parent_id!r} that could be the parent.", code="unknown_parent", field="parent_id")
-        if parents[parent_id].is_stopping:
-            raise Conflict(f"The parent {parent_id} was cancelled; its tree takes no more tasks.", code="parent_cancelled")
-    return [replace(task, correlation_id=parents[task.parent_id].correlation_id) if task.parent_id else task for task in tasks]
-
-
 def _refuse_other_body(task: NewTask, digest: str | None, first: str) -> None:
     if task.idempotency_key and task.idempotency_hash != digest:
         raise Conflict(
@@ -266,16 +268,3 @@ def _refuse_other_body(task: NewTask, digest: str | None, first: str) -> None:
             code="idempotency_conflict",
             task_id=first,
         )
-
-
-def _repeat(old: dict[str, Any], by: str | None, fresh: str) -> NewTask:
-    names = ("type", "queue", "payload", "priority", "timeout_s", "silence_s", "max_attempts", "max_losses")
-    more = ("correlation_id", "parent_id", "title", "concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s")
-    return NewTask(
-        id=fresh,
-        **{name: old[name] for name in (*names, *more)},
-        labels=json.loads(old["labels"]),
-        not_before=None,
-        requested_by=by or old["requested_by"],
-        retry_of=old["id"],
-    )

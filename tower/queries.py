@@ -23,9 +23,17 @@ class Filter:
     types: Sequence[str] = ()
     labels: Sequence[tuple[str, str]] = ()
     text: str | None = None
+    error_codes: Sequence[str] = ()
     correlation_id: str | None = None
     created_after: float | None = None
     created_before: float | None = None
+    #: Whether a later task repeats it.
+    retried: bool | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it narrows nothing down; `retried` alone does not, since most tasks are not."""
+        return not any(value not in (None, (), []) for name, value in vars(self).items() if name != "retried")
 
 
 def task(task_id: str) -> dict[str, Any]:
@@ -42,21 +50,8 @@ def tasks(chosen: Filter, *, before: str | None, limit: int) -> list[dict[str, A
     query = Task.select(*_SLIM).order_by(Task.id.desc()).limit(limit)
     if before:
         query = query.where(Task.id < before)
-    if chosen.statuses:
-        query = query.where(Task.status << list(chosen.statuses))
-    if chosen.types:
-        query = query.where(Task.type << list(chosen.types))
-    for key, value in chosen.labels:
-        tagged = TaskLabel.select(TaskLabel.task_id).where(TaskLabel.key == key, TaskLabel.value == value)
-        query = query.where(Task.id << tagged)
-    if chosen.text:
-        query = query.where(Task.title.contains(chosen.text) | Task.type.contains(chosen.text) | Task.id.startswith(chosen.text.lower()))
-    if chosen.correlation_id:
-        query = query.where(Task.correlation_id == chosen.correlation_id)
-    if chosen.created_after is not None:
-        query = query.where(Task.created_at >= chosen.created_after)
-    if chosen.created_before is not None:
-        query = query.where(Task.created_at < chosen.created_before)
+    for condition in conditions(chosen):
+        query = query.where(condition)
     rows = [dict(row) for row in query.dicts()]
     _explain_waits(rows)
     return rows
@@ -67,25 +62,40 @@ def ids(after: str, limit: int) -> list[str]:
     return [row[0] for row in Task.select(Task.id).where(Task.id > after).order_by(Task.id).limit(limit).tuples()]
 
 
+def conditions(chosen: Filter) -> list[Any]:
+    """Return what holds for the tasks that fit a filter."""
+    found: list[Any] = []
+    if chosen.statuses:
+        found.append(Task.status << list(chosen.statuses))
+    if chosen.types:
+        found.append(Task.type << list(chosen.types))
+    for key, value in chosen.labels:
+        found.append(Task.id << TaskLabel.select(TaskLabel.task_id).where(TaskLabel.key == key, TaskLabel.value == value))
+    if chosen.text:
+        found.append(Task.title.contains(chosen.text) | Task.type.contains(chosen.text) | Task.id.startswith(chosen.text.lower()))
+    if chosen.error_codes:
+        found.append(Task.error_code << list(chosen.error_codes))
+    if chosen.correlation_id:
+        found.append(Task.correlation_id == chosen.correlation_id)
+    if chosen.created_after is not None:
+        found.append(Task.created_at >= chosen.created_after)
+    if chosen.created_before is not None:
+        found.append(Task.created_at < chosen.created_before)
+    if chosen.retried is not None:
+        found.append(is_repeated() if chosen.retried else ~is_repeated())
+    return found
+
+
+def is_repeated() -> Any:
+    """Return the condition that a later task repeats this one."""
+    later = Task.alias()
+    return fn.EXISTS(later.select(later.id).where(later.retry_of == Task.id))
+
+
 def by_idempotency_key(keys: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the id and body digest of the tasks that carry these keys."""
     rows = Task.select(Task.idempotency_key, Task.id, Task.idempotency_hash).where(Task.idempotency_key << list(keys)).tuples()
     return {key: (task_id, digest) for key, task_id, digest in rows}
-
-
-@dataclass(frozen=True)
-class Parent:
-    """What a child needs to know of its parent."""
-
-    correlation_id: str
-    #: Whether somebody asked it to stop.
-    is_stopping: bool
-
-
-def parents(ids: Sequence[str]) -> dict[str, Parent]:
-    """Return those of the tasks that exist, for others to be their children."""
-    rows = Task.select(Task.id, Task.correlation_id, Task.cancel_requested_at).where(Task.id << list(ids)).tuples()
-    return {task_id: Parent(correlation_id, stopping is not None) for task_id, correlation_id, stopping in rows}
 
 
 def log_tail(task_id: str, attempt: int, characters: int) -> str:

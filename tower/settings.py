@@ -21,6 +21,7 @@ _PRIVATE = re.compile(r"^(DATABASE_URL|REDIS_URL|TRACE_DIR|HOST|PORT|TOWER_.*)$"
 #: Who asks, between the slashes and the last @; a password that is not percent-encoded may hold any character.
 _ACCOUNT = re.compile(r"(?P<user>[^:/?#]*)(?P<secret>.*)@", re.DOTALL)
 _DAY_S = 86_400
+_LONGEST_DAYS = 36_500
 _ENCODE = "percent-encode special characters in the password (@ is %40, / is %2F, # is %23, ? is %3F)"
 
 
@@ -104,6 +105,38 @@ class Settings(BaseSettings):
     )
     artifact_limit_mb: int = Field(
         64, ge=1, validation_alias="TOWER_ARTIFACT_LIMIT_MB", description="Files kept of one attempt, in MB together."
+    )
+    keep_succeeded_days: float = Field(
+        30.0,
+        ge=0,
+        le=_LONGEST_DAYS,
+        allow_inf_nan=False,
+        validation_alias="TOWER_KEEP_SUCCEEDED_DAYS",
+        description="Days after which tasks that succeeded are removed, with rows, log, files and folder; 0 keeps them for ever.",
+    )
+    keep_cancelled_days: float = Field(
+        30.0,
+        ge=0,
+        le=_LONGEST_DAYS,
+        allow_inf_nan=False,
+        validation_alias="TOWER_KEEP_CANCELLED_DAYS",
+        description="Days after which tasks that were cancelled are removed, with rows, log, files and folder; 0 keeps them for ever.",
+    )
+    keep_failed_days: float = Field(
+        90.0,
+        ge=0,
+        le=_LONGEST_DAYS,
+        allow_inf_nan=False,
+        validation_alias="TOWER_KEEP_FAILED_DAYS",
+        description="Days after which tasks that failed are removed, with rows, log, files and folder; 0 keeps them for ever.",
+    )
+    keep_timed_out_days: float = Field(
+        90.0,
+        ge=0,
+        le=_LONGEST_DAYS,
+        allow_inf_nan=False,
+        validation_alias="TOWER_KEEP_TIMED_OUT_DAYS",
+        description="Days after which tasks that timed out are removed, with rows, log, files and folder; 0 keeps them for ever.",
     )
     db_pool: int = Field(32, ge=4, le=1000, validation_alias="TOWER_DB_POOL", description="Most database connections this process opens.")
     log_format: Literal["text", "json"] = Field(

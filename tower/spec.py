@@ -3,7 +3,7 @@
 import hashlib
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
@@ -44,6 +44,17 @@ LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./
 
 
 ParentId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Status = Literal["queued", "dispatched", "running", "succeeded", "failed", "cancelled", "timed_out"]
+
+
+def _plain(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("should not hold a NUL character")
+    return text
+
+
+#: What a filter looks for.
+Text = Annotated[str, Field(max_length=400), AfterValidator(_plain)]
 
 
 class Rate(BaseModel):
@@ -120,3 +131,33 @@ class TaskSpec(BaseModel):
     def latest_start(self) -> float | None:
         """Return `expires_at` in seconds since the epoch."""
         return self.expires_at.timestamp() if self.expires_at else None
+
+
+class TaskFilter(BaseModel):
+    """Which tasks are meant: those that fit every member given."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    status: list[Status] = Field(default_factory=list, max_length=20, description="Only these statuses.", examples=[["failed"]])
+    type: list[Text] = Field(default_factory=list, max_length=100, description="Only these types.", examples=[["echo"]])
+    label: list[Text] = Field(
+        default_factory=list, max_length=32, description="Only with all these labels, as `name:value`.", examples=[["team:platform"]]
+    )
+    text: Text | None = Field(None, description="Only with this in the title, type or id.", examples=["release"])
+    error_code: list[Text] = Field(
+        default_factory=list, max_length=100, description="Only with one of these codes as their last error.", examples=[["worker_lost"]]
+    )
+    correlation_id: ParentId | None = Field(None, description="Only of this tree.", examples=["0192f0c1-2345-7abc-8def-0123456789ab"])
+    created_after: Time | None = Field(None, description="Only created at this time or later.", examples=["2031-05-01T08:00:00Z"])
+    created_before: Time | None = Field(None, description="Only created before this time.", examples=["2031-05-02T08:00:00Z"])
+    retried: bool | None = Field(None, description="Only those that a later task repeats, or does not.", examples=[False])
+
+
+class BulkRequest(BaseModel):
+    """A change of many tasks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    filter: TaskFilter = Field(description="Which tasks; an empty filter is refused.")
+    dry_run: bool = Field(False, description="Only say how many there are.")
+    by: Line | None = Field(None, description="Who asks, for the record.", examples=["alice"])

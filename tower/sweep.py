@@ -16,6 +16,7 @@ from tower.errors import Unavailable
 from tower.faults import fault
 from tower.host import ProcessId, end_marked, hostname, pid_space, remove_attempt_folders
 from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
+from tower.retention import Retention
 from tower.settings import Settings
 
 _LIMIT = 200
@@ -36,6 +37,8 @@ class Sweep:
         self._settings = settings
         self._nudger = nudger
         self._write_trace = write_trace
+        #: Who writes folders also removes them: the others may not even see the disk.
+        self._retention = Retention(settings) if write_trace else None
         self._trace_limit = _LIMIT
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -81,7 +84,7 @@ class Sweep:
         return True
 
     def run_once(self) -> None:
-        """Do one pass: take back lost leases, end what may not start any more, re-send nudges, ask for traces, forget dead workers."""
+        """Do one pass: take back lost leases, end what is late, re-send nudges, ask for traces, forget dead workers and old tasks."""
         steps: tuple[Callable[[], None], ...] = (
             self._take_back,
             self._give_up_late,
@@ -90,6 +93,7 @@ class Sweep:
             self._nudge_dispatched,
             self._ask_for_traces,
             self._forget_workers,
+            *((self._retention.run_if_due,) if self._retention else ()),
         )
         for step in steps:
             step()

@@ -60,8 +60,10 @@ def test_every_public_route_is_in_the_document() -> None:
         "GET /tasks/{task_id}/files/{path}",
         "GET /tasks/{task_id}/log",
         "GET /workers",
+        "POST /tasks/cancel",
         "POST /tasks/enqueue",
         "POST /tasks/enqueue/batch",
+        "POST /tasks/retry",
         "POST /tasks/{task_id}/cancel",
         "POST /tasks/{task_id}/retry",
     ]
@@ -104,8 +106,8 @@ def test_a_route_documents_how_it_can_fail(method: str, path: str, route: dict[s
     wanted |= {"404"} if "{task_id}" in path else set()
     wanted |= {"503"} if path not in ("/health", "/handlers") else set()
     wanted |= {"403", "413", "415"} if method == "post" else set()
-    wanted |= {"400", "409"} if "requestBody" in route else set()
-    wanted |= {"409"} if path.endswith(("/cancel", "/retry")) else set()
+    wanted |= {"400"} if "requestBody" in route else set()
+    wanted |= {"409"} if "/enqueue" in path or path.endswith(("}/cancel", "}/retry")) else set()
     wanted |= {"416"} if path.endswith(("/log", "/files/{path}")) else set()
     assert errors.keys() == wanted
 

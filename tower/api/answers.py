@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field
 
 from tower import trace
 from tower.errors import FAILURES
+from tower.spec import Status
 from tower.trace import rfc3339
 
-Status = Literal["queued", "dispatched", "running", "succeeded", "failed", "cancelled", "timed_out"]
 WaitReason = Literal["not_before", "retry_backoff", "concurrency_key", "no_worker", "no_free_slot"]
 
 _ID = "0192f0c1-2345-7abc-8def-0123456789ab"
@@ -51,6 +51,18 @@ class Cancelled(BaseModel):
 
     task_id: str = Field(examples=[_ID])
     status: Literal["cancelled", "running"] = Field(examples=["cancelled"])
+
+
+class Changed(BaseModel):
+    """What came of a change of many tasks."""
+
+    matched: int = Field(description="How many tasks fitted and could be changed.", examples=[3])
+    changed: int = Field(description="How many were cancelled or asked to stop, or how many new tasks were made.", examples=[3])
+    task_ids: list[str] = Field(
+        description="The first 1,000 ids: of the tasks that were cancelled, or of the new ones; with `dry_run`, of those that fitted.",
+        examples=[[_ID]],
+    )
+    dry_run: bool = Field(examples=[False])
 
 
 class TaskFailure(BaseModel):

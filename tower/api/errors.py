@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from tower.errors import Conflict, InvalidTask, NotFound, TooLarge, TowerError, Unavailable
 from tower.jsontext import BadJson
-from tower.spec import TaskSpec
+from tower.spec import BulkRequest, TaskFilter, TaskSpec
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -45,6 +45,9 @@ _NO_MATCH = {
     "cursor": "is not a cursor; give the `next_cursor` of the page before, or none for the first.",
 }
 _NO_OBJECT = ("dict_type", "model_type", "model_attributes_type")
+
+#: Where a body is a BulkRequest.
+_BULK = ("/tasks/cancel", "/tasks/retry")
 
 #: Errors told of one request; whoever made more has the same cure for the rest.
 _MOST_ERRORS = 20
@@ -110,21 +113,26 @@ async def _bad_json(request: Request, error: Exception) -> Response:
 
 async def _validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    told = [_field_error(item) for item in error.errors()[:_MOST_ERRORS]]
+    has = "A task has", list(TaskSpec.model_fields)
+    if request.url.path in _BULK:
+        has = "A change of many tasks has", list(BulkRequest.model_fields)
+    told = [_field_error(item, *has) for item in error.errors()[:_MOST_ERRORS]]
     detail = " ".join(f"{item['field']}: {item['message']}" for item in told)
     return problem(422, "invalid_field", detail if len(detail) <= 2000 else detail[:1999] + "…", field=told[0]["field"], errors=told)
 
 
-def _field_error(item: Any) -> dict[str, str]:
+def _field_error(item: Any, has: str, fields: list[str]) -> dict[str, str]:
     source, *where = (str(part)[:100] for part in item["loc"])
-    return {"field": _printable(".".join(where) or source), "message": _printable(_say(item, where))}
+    return {"field": _printable(".".join(where) or source), "message": _printable(_say(item, where, has, fields))}
 
 
-def _say(item: Any, where: list[str]) -> str:
+def _say(item: Any, where: list[str], has: str, fields: list[str]) -> str:
     if item["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(where[-1], TaskSpec.model_fields, n=1)
+        if where[0] == "filter":
+            has, fields = "A filter has", list(TaskFilter.model_fields)
+        near = difflib.get_close_matches(where[-1], fields, n=1)
         guess = f" Did you mean '{near[0]}'?" if near else ""
-        return f"There is no such field.{guess} A task has: {', '.join(TaskSpec.model_fields)}."
+        return f"There is no such field.{guess} {has}: {', '.join(fields)}."
     given = item.get("input")
     if item["type"] == "string_pattern_mismatch" and where[-1] in _NO_MATCH:
         return f"{_short(given)} {_NO_MATCH[where[-1]]}"

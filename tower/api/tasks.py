@@ -1,18 +1,19 @@
 """/tasks: enqueue, list, show, cancel, retry."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from tower import db, queries
-from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, Status, TaskDetail, TaskPage, detail, event, summary
+from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, TaskDetail, TaskPage, detail, event, summary
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
 from tower.errors import InvalidTask
 from tower.orchestrator import EnhancedOrchestrator
-from tower.spec import MAX_BATCH, Key, Line, TaskSpec, Time
+from tower.spec import MAX_BATCH, Key, Line, Status, TaskSpec, Text, Time
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=StrictRoute)
 
@@ -22,13 +23,6 @@ _ID = "0192f0c1-2345-7abc-8def-0123456789ab"
 TaskId = Annotated[str, Path(pattern=_UUID, description="The task's id.", examples=[_ID])]
 
 
-def _plain(text: str) -> str:
-    if "\x00" in text:
-        raise ValueError("should not hold a NUL character")
-    return text
-
-
-Text = Annotated[str, Field(max_length=400), AfterValidator(_plain)]
 By = Annotated[Line | None, Query(description="Who asks, for the record.", examples=["alice"])]
 
 _EXAMPLES = {
@@ -53,7 +47,8 @@ class Batch(BaseModel):
     tasks: list[TaskSpec] = Field(min_length=1, max_length=MAX_BATCH)
 
 
-def _orchestrator(request: Request) -> EnhancedOrchestrator:
+def orchestrator_of(request: Request) -> EnhancedOrchestrator:
+    """Return the orchestrator of the app that was asked."""
     found: EnhancedOrchestrator = request.app.state.orchestrator
     return found
 
@@ -84,7 +79,7 @@ def enqueue(
                 field="idempotency_key",
             )
         spec = spec.model_copy(update={"idempotency_key": idempotency_key})
-    accepted = _orchestrator(request).accept(spec)
+    accepted = orchestrator_of(request).accept(spec)
     response.status_code = 202 if accepted.new else 200
     response.headers["location"] = f"/tasks/{accepted.id}"
     return {"task_id": accepted.id}
@@ -106,7 +101,7 @@ def enqueue_batch(request: Request, batch: Batch) -> dict[str, list[str]]:
         raise InvalidTask(
             "A batch has no key of its own; give each task of it an idempotency_key.", code="invalid_field", field="idempotency-key"
         )
-    return {"task_ids": [accepted.id for accepted in _orchestrator(request).enqueue_all(batch.tasks)]}
+    return {"task_ids": [accepted.id for accepted in orchestrator_of(request).enqueue_all(batch.tasks)]}
 
 
 @router.get("", response_model=TaskPage, responses=problems(422, 503), summary="List tasks, newest first")
@@ -117,11 +112,16 @@ def list_tasks(
         list[Text] | None, Query(max_length=32, description="Only with all these labels, as `name:value`.", examples=[["team:platform"]])
     ] = None,
     text: Annotated[Text | None, Query(description="Only with this in the title, type or id.", examples=["release"])] = None,
+    error_code: Annotated[
+        list[Text] | None,
+        Query(max_length=100, description="Only with one of these codes as their last error.", examples=[["worker_lost"]]),
+    ] = None,
     correlation_id: Annotated[str | None, Query(pattern=_UUID, description="Only of this tree.", examples=[_ID])] = None,
     created_after: Annotated[
         Time | None, Query(description="Only created at this time or later.", examples=["2031-05-01T08:00:00Z"])
     ] = None,
     created_before: Annotated[Time | None, Query(description="Only created before this time.", examples=["2031-05-02T08:00:00Z"])] = None,
+    retried: Annotated[bool | None, Query(description="Only those that a later task repeats, or does not.", examples=[False])] = None,
     cursor: Annotated[str | None, Query(pattern=_UUID, description="`next_cursor` of the page before.", examples=[_ID])] = None,
     limit: Annotated[int, Query(ge=1, le=500, description="Tasks per page.")] = 50,
 ) -> dict[str, Any]:
@@ -129,25 +129,29 @@ def list_tasks(
     chosen = queries.Filter(
         statuses=status or (),
         types=type or (),
-        labels=[_label(item) for item in label or ()],
+        labels=labels(label or ()),
         text=text or None,
+        error_codes=error_code or (),
         correlation_id=correlation_id,
-        created_after=_seconds(created_after),
-        created_before=_seconds(created_before),
+        created_after=seconds(created_after),
+        created_before=seconds(created_before),
+        retried=retried,
     )
     rows = db.read(lambda: queries.tasks(chosen, before=cursor, limit=limit + 1))
     more = len(rows) > limit
     return {"tasks": [summary(row) for row in rows[:limit]], "next_cursor": rows[limit - 1]["id"] if more else None}
 
 
-def _label(item: str) -> tuple[str, str]:
-    key, colon, value = item.partition(":")
-    if not colon:
-        raise InvalidTask(f"The label filter {item[:80]!r} has no colon; write name:value.", code="invalid_field", field="label")
-    return key, value
+def labels(items: Sequence[str]) -> list[tuple[str, str]]:
+    """Return what is to be looked for, of name:value texts; raise InvalidTask for one without a colon."""
+    for item in items:
+        if ":" not in item:
+            raise InvalidTask(f"The label filter {item[:80]!r} has no colon; write name:value.", code="invalid_field", field="label")
+    return [(name, value) for name, _, value in (item.partition(":") for item in items)]
 
 
-def _seconds(at: datetime | None) -> float | None:
+def seconds(at: datetime | None) -> float | None:
+    """Return a time of a filter in seconds since the epoch."""
     return at.timestamp() if at else None
 
 
@@ -173,7 +177,7 @@ def events(
 @router.post("/{task_id}/cancel", response_model=Cancelled, responses=problems(403, 404, 409, 413, 415, 422, 503), summary="Cancel a task")
 def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
     """End a waiting task at once; ask a running one to stop, which takes its worker a heartbeat and its processes 5 s at most."""
-    return {"task_id": task_id, "status": _orchestrator(request).cancel(task_id, by)}
+    return {"task_id": task_id, "status": orchestrator_of(request).cancel(task_id, by)}
 
 
 @router.post(
@@ -185,6 +189,6 @@ def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
 )
 def retry(request: Request, response: Response, task_id: TaskId, by: By = None) -> dict[str, str]:
     """Enqueue a copy of a final task; the old one keeps its end, and `retry_of` of the new one names it."""
-    accepted = _orchestrator(request).retry(task_id, by)
+    accepted = orchestrator_of(request).retry(task_id, by)
     response.headers["location"] = f"/tasks/{accepted.id}"
     return {"task_id": accepted.id}

@@ -1,0 +1,205 @@
+"""Retention: what is old goes with everything that belongs to it, what is young or to be kept for ever stays."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.trace import Tracer
+from tests import rows as r
+from tower import db, faults, leases, lifecycle, retention, trace
+from tower.lifecycle import Outcome
+from tower.models import (
+    CANCELLED,
+    FAILED,
+    FINAL,
+    SUCCEEDED,
+    TIMED_OUT,
+    Task,
+    TaskArtifact,
+    TaskEvent,
+    TaskLabel,
+    TaskLog,
+    TaskStart,
+    new_id,
+)
+from tower.retention import Retention
+from tower.settings import Settings
+from tower.sweep import Sweep
+
+DAY_S = 86_400.0
+ERROR = {"code": "handler_error", "message": "no"}
+
+
+def ended(settings: Settings, status: str = SUCCEEDED, *, days: float, chunks: int = 1, **fields: Any) -> str:
+    """Make a task that ended so many days ago, with a label, log, artifact and folder."""
+    claim = r.running(labels={"team": "platform"}, **fields)
+
+    def work() -> None:
+        for part in range(chunks):
+            leases.append_log(claim, part, "line\n")
+            leases.keep_artifact(claim, "a/b.txt", part, b"x")
+        lifecycle.finish(claim, Outcome(status, error=ERROR, may_retry=False), new_id())
+        Task.update(finished_at=Task.finished_at - days * DAY_S).where(Task.id == claim.id).execute()
+
+    db.unit(work)
+    Tracer(settings).trace(claim.id)
+    assert (settings.trace_dir / claim.id / "output.json").exists()
+    return claim.id
+
+
+def left(settings: Settings) -> set[str]:
+    return {row[0] for row in db.read(lambda: list(Task.select(Task.id).tuples()))}
+
+
+def traces_of(settings: Settings, task_id: str) -> list[str]:
+    """Return where something of the task is left."""
+    tables: list[Any] = [TaskLabel, TaskEvent, TaskLog, TaskArtifact]
+    found = [table.__name__ for table in tables if db.read(lambda table=table: table.select().where(table.task_id == task_id).exists())]
+    return found + [path.name for path in settings.trace_dir.iterdir() if task_id in path.name]
+
+
+def test_an_old_task_goes_with_everything_and_a_young_one_stays(rows: Settings) -> None:
+    """Rows, events, labels, log, artifacts and folder."""
+    old, young = ended(rows, days=31), ended(rows, days=29)
+    waiting, running = r.insert(), r.running().id
+
+    assert Retention(rows).step() is False
+
+    assert left(rows) == {young, waiting, running}
+    assert traces_of(rows, old) == []
+    assert traces_of(rows, young) == ["TaskLabel", "TaskEvent", "TaskLog", "TaskArtifact", young]
+
+
+def test_each_status_has_its_time_and_0_keeps_for_ever(rows: Settings) -> None:
+    """A failure is looked into for longer than a success."""
+    settings = rows.model_copy(update={"keep_cancelled_days": 0.0, "keep_timed_out_days": 0.5})
+    ids = {(status, days): ended(rows, status, days=days) for status in FINAL for days in (0.4, 31.0, 89.0, 91.0)}
+
+    Retention(settings).step()
+
+    gone = {key for key, task_id in ids.items() if task_id not in left(rows)}
+    assert gone == {
+        *((SUCCEEDED, days) for days in (31.0, 89.0, 91.0)),
+        *((TIMED_OUT, days) for days in (31.0, 89.0, 91.0)),
+        (FAILED, 91.0),
+    }
+    assert (CANCELLED, 91.0) in ids.keys() - gone
+
+
+def test_a_removal_that_was_broken_off_is_completed(rows: Settings) -> None:
+    """The folder went first, so the row is still there to be found again."""
+    task_id = ended(rows, days=100)
+    faults.arm("retention.mid:1:raise")
+    try:
+        Retention(rows).run_if_due()
+    finally:
+        faults.arm(None)
+    assert left(rows) == {task_id} and not (rows.trace_dir / task_id).exists()
+
+    Retention(rows).run_if_due()
+
+    assert left(rows) == set()
+    assert traces_of(rows, task_id) == []
+
+
+REMOVE = """
+import sys
+from tower import db, faults, settings
+from tower.retention import Retention
+loaded = settings.load()
+faults.arm(loaded.fault)
+db.open_database(loaded)
+Retention(loaded).step()
+"""
+
+
+def test_a_removal_survives_kill_9(rows: Settings) -> None:
+    """Also with several to remove, one after the other: each kill leaves nothing that the next pass cannot finish."""
+    ids = {ended(rows, days=100) for _ in range(3)}
+    environment = {"DATABASE_URL": rows.database_url, "TRACE_DIR": str(rows.trace_dir), "TOWER_FAULT": "retention.mid:2:kill"}
+    killed = subprocess.run([sys.executable, "-c", REMOVE], env=environment, cwd=Path(__file__).parent.parent, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(left(rows)) == 2
+
+    Retention(rows).step()
+
+    assert left(rows) == set()
+    assert [found for task_id in ids for found in traces_of(rows, task_id)] == []
+
+
+def test_what_is_left_of_a_folder_is_removed_later(rows: Settings) -> None:
+    """A kill in the middle of it leaves a hidden folder that no row knows."""
+    leftover = rows.trace_dir / f".gone-{new_id()}" / "artifacts"
+    leftover.mkdir(parents=True)
+    (leftover / "half.txt").write_text("x")
+    kept = ended(rows, days=1)
+
+    Retention(rows).step()
+
+    assert [path.name for path in rows.trace_dir.iterdir()] == [kept]
+
+
+def test_a_link_in_the_place_of_a_folder_is_removed_not_followed(rows: Settings, tmp_path: Path) -> None:
+    """What it points to is none of ours."""
+    task_id = ended(rows, days=100)
+    (rows.trace_dir / task_id).rename(tmp_path / "elsewhere")
+    (rows.trace_dir / task_id).symlink_to(tmp_path / "elsewhere")
+
+    Retention(rows).step()
+
+    assert traces_of(rows, task_id) == []
+    assert (tmp_path / "elsewhere" / "output.json").exists()
+
+
+def test_large_tasks_and_many_of_them_go_in_slices(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest ended first; a step says that there is more."""
+    monkeypatch.setattr(retention, "_SLICE", 2)
+    monkeypatch.setattr(retention, "_STEP", 2)
+    ids = [ended(rows, days=100 - number, chunks=5) for number in range(3)]
+    keeper = Retention(rows)
+
+    assert keeper.step() is True
+    assert left(rows) == {ids[2]}
+    keeper.run_if_due()
+    assert left(rows) == set()
+
+
+def test_a_folder_that_cannot_be_removed_keeps_its_row(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is lost to sight, and the sweep goes on."""
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    task_id = ended(rows, days=100)
+    monkeypatch.setattr(trace.os, "rename", refuse)
+    Retention(rows).run_if_due()
+    assert left(rows) == {task_id}
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_the_sweep_removes_old_tasks_only_where_folders_are_written(rows: Settings, nudges: r.Nudges, writes: bool) -> None:
+    """Others may not see the folders at all."""
+    task_id = ended(rows, days=100)
+    Sweep(rows, nudges, (lambda _: None) if writes else None).run_once()  # type: ignore[arg-type]
+    assert left(rows) == (set() if writes else {task_id})
+
+
+def test_a_late_trace_message_brings_no_folder_back(rows: Settings) -> None:
+    """Of a task that is gone."""
+    task_id = ended(rows, days=100)
+    Retention(rows).step()
+    Tracer(rows).trace(task_id)
+    assert traces_of(rows, task_id) == []
+
+
+def test_starts_of_a_rate_are_forgotten_after_a_day(rows: Settings) -> None:
+    """No window is longer."""
+    now = db.read(db.clock)
+    db.unit(lambda: TaskStart.insert_many([{"rate_key": "k", "at": now - age, "task_id": "t"} for age in (60, DAY_S + 60)]).execute())
+    Retention(rows).step()
+    assert db.read(lambda: [round(now - row[0]) for row in TaskStart.select(TaskStart.at).tuples()]) == [60]
+    db.unit(lambda: TaskStart.delete().execute())

@@ -1,0 +1,100 @@
+"""Retention: removes tasks that ended long ago, with their folder and everything that belongs to them, a few at a time.
+
+The folder goes first and the row last. Whoever is killed in between leaves a row that the next pass finds again, never a folder that
+no row knows.
+"""
+
+import logging
+import random
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from peewee import Tuple
+
+from tower import db, folder
+from tower.faults import fault
+from tower.log import Outage
+from tower.models import CANCELLED, FAILED, SUCCEEDED, TIMED_OUT, Task, TaskArtifact, TaskLog, TaskStart
+from tower.settings import Settings
+
+#: Tasks removed by one step, and the seconds after which it lets the sweep go on in any case.
+_STEP, _STEP_S = 100, 1.0
+#: Log chunks, or parts of artifacts, deleted by one transaction: some 16 MB.
+_SLICE = 64
+_STARTS = 500
+#: Seconds between two steps when there is nothing to remove.
+_IDLE_S = 60.0
+_DAY_S = 86_400.0
+
+_log = logging.getLogger(__name__)
+
+
+class Retention:
+    """Removes what is older than the settings keep; any number of them may run at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._root = settings.trace_dir
+        self._keep = {
+            SUCCEEDED: settings.keep_succeeded_days,
+            CANCELLED: settings.keep_cancelled_days,
+            FAILED: settings.keep_failed_days,
+            TIMED_OUT: settings.keep_timed_out_days,
+        }
+        self._due_at = 0.0
+        self._outage = Outage(_log, "old tasks can be removed again")
+
+    def run_if_due(self) -> None:
+        """Do a step, at once if the last one left something, else about once a minute."""
+        if time.monotonic() < self._due_at:
+            return
+        try:
+            more = self.step()
+            self._outage.end()
+        except OSError as error:
+            self._outage.begin("Old tasks stay: %s cannot be changed: %s.", self._root, error.strerror or type(error).__name__)
+            more = False
+        self._due_at = 0.0 if more else time.monotonic() + _IDLE_S * random.uniform(0.8, 1.2)
+
+    def step(self) -> bool:
+        """Remove up to a hundred tasks, the longest ended first; return whether there may be more."""
+        folder.remove_leftovers(self._root)
+        _forget_starts()
+        until = time.monotonic() + _STEP_S
+        ids = db.read(self._ended)
+        for task_id in ids:
+            _remove(self._root, task_id)
+            if time.monotonic() > until:
+                return True
+        return len(ids) == _STEP
+
+    def _ended(self) -> list[str]:
+        found: list[str] = []
+        for status, days in self._keep.items():
+            if days > 0 and len(found) < _STEP:
+                old = Task.select(Task.id).where(Task.status == status, Task.finished_at < db.now() - days * _DAY_S)
+                found += [row[0] for row in old.order_by(Task.finished_at).limit(_STEP - len(found)).tuples()]
+        return found
+
+
+def _remove(root: Path, task_id: str) -> None:
+    folder.remove_folder(root, task_id)
+    fault("retention.mid")
+    for table, columns in ((TaskLog, (TaskLog.seq,)), (TaskArtifact, (TaskArtifact.name, TaskArtifact.part))):
+        while db.unit(partial(_delete_slice, table, columns, task_id)) == _SLICE:
+            pass
+    db.unit(lambda: Task.delete().where(Task.id == task_id).execute())  # its labels and events go with it
+
+
+def _delete_slice(table: Any, columns: tuple[Any, ...], task_id: str) -> int:
+    some = table.select(*columns).where(table.task_id == task_id).limit(_SLICE)
+    return int(table.delete().where(table.task_id == task_id, Tuple(*columns).in_(some)).execute())
+
+
+def _forget_starts() -> None:
+    """Forget starts that no rate counts any more: its window is a day at most."""
+    past = TaskStart.at < db.now() - _DAY_S
+    if db.read(lambda: bool(TaskStart.select(TaskStart.at).where(past).exists())):
+        key = (TaskStart.rate_key, TaskStart.at, TaskStart.task_id)
+        db.unit(lambda: TaskStart.delete().where(Tuple(*key).in_(TaskStart.select(*key).where(past).limit(_STARTS))).execute())
