@@ -1,56 +1,15 @@
-"""The decision what may start: as a function, and on both databases."""
+"""The passes of the orchestrator actor, on both databases."""
 
 import threading
-from collections import Counter
-from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from actors.orchestrator import Dispatcher, Room, choose, measure_room
+from actors.orchestrator import Dispatcher
 from tests import rows as r
 from tower import db, lifecycle
 from tower.lifecycle import Outcome
 from tower.models import DISPATCHED, QUEUED, SUCCEEDED, new_id
 from tower.settings import Settings
-
-_candidates = st.lists(
-    st.fixed_dictionaries({"queue": st.sampled_from(["a", "b", "c"]), "concurrency_key": st.sampled_from([None, None, "k1", "k2"])}),
-    max_size=40,
-).map(lambda rows: [{"id": str(number), **row} for number, row in enumerate(rows)])
-_rooms = st.builds(Room, st.integers(-2, 20), st.dictionaries(st.sampled_from(["a", "b"]), st.integers(-2, 10)))
-
-
-@given(_candidates, _rooms, st.sets(st.sampled_from(["k1", "k2"])))
-def test_a_decision_keeps_every_limit_and_leaves_nothing_that_could_start(rows: list[dict[str, Any]], room: Room, held: set[str]) -> None:
-    """Never over a limit, never two of a key, in order, and no slot stays empty without a reason."""
-    before = set(held)
-    chosen, left = choose(rows, room, held)
-
-    picked = [row for row in rows if row["id"] in chosen]
-    assert [row["id"] for row in picked] == chosen
-    assert len(chosen) <= max(0, room.total)
-    queues = Counter(row["queue"] for row in picked)
-    assert all(count <= room.queues.get(queue, 0) for queue, count in queues.items())
-    keys = Counter(row["concurrency_key"] for row in picked if row["concurrency_key"])
-    assert all(count == 1 and key not in before for key, count in keys.items())
-    for row in rows:
-        if row["id"] not in chosen:
-            key = row["concurrency_key"]
-            assert left.total <= 0 or left.queues.get(row["queue"], 0) <= 0 or (key is not None and key in held)
-
-
-def test_room_is_the_slots_and_a_small_prefetch_less_what_is_in_flight() -> None:
-    """A quarter of the slots waits at the workers, so that none idles between two tasks."""
-    workers = [{"slots": 8, "queues": ["a", "b"]}, {"slots": 1, "queues": ["b"]}]
-    assert measure_room(workers, [{"queue": "b", "count": 5}]) == Room(7, {"a": 10, "b": 7})
-
-
-def test_a_queue_without_workers_has_no_room() -> None:
-    """Its tasks wait, and hold up nobody else."""
-    room = measure_room([{"slots": 2, "queues": ["a"]}], [{"queue": "gone", "count": 1}])
-    assert room.open_queues() == ["a"]
 
 
 @pytest.fixture

@@ -10,7 +10,18 @@ from tower.errors import FAILURES
 from tower.trace import rfc3339
 
 Status = Literal["queued", "dispatched", "running", "succeeded", "failed", "cancelled", "timed_out"]
-WaitReason = Literal["not_before", "retry_backoff", "concurrency_key", "no_worker", "no_free_slot"]
+WaitReason = Literal[
+    "not_before",
+    "retry_backoff",
+    "paused",
+    "concurrency_key",
+    "rate_limit",
+    "type_limit",
+    "queue_limit",
+    "tower_limit",
+    "no_worker",
+    "no_free_slot",
+]
 
 _ID = "0192f0c1-2345-7abc-8def-0123456789ab"
 _AT = "2031-05-01T08:00:00.000Z"
