@@ -113,7 +113,7 @@ class Walk:
         return chosen
 
     def _page(self) -> list[dict[str, Any]]:
-        query = Task.select(*load.COLUMNS).where(Task.status == QUEUED, Task.ready_at <= self.load.now, lifecycle.in_time())
+        query = Task.select(*load.COLUMNS).where(db.likely(Task.status == QUEUED), Task.ready_at <= self.load.now, lifecycle.in_time())
         query = query.where(Task.queue << self.load.open_queues())
         for kind, column in ((TYPE, Task.type), (KEY, Task.concurrency_key)):
             closed = self.load.closed(kind)

@@ -28,6 +28,11 @@ def rules() -> dict[Place, Limits]:
     return {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in Rule.select().dicts()}
 
 
+def paused() -> set[Place]:
+    """Return what is paused."""
+    return {(kind, name) for kind, name in Rule.select(Rule.kind, Rule.name).where(Rule.paused_at.is_null(False)).tuples()}
+
+
 def in_flight() -> list[dict[str, Any]]:
     """Return what is in flight by queue, type and key; what a stopping worker still runs holds no slot."""
     stopping = Worker.select(Worker.id).where(Worker.slots == 0)

@@ -17,6 +17,7 @@ from tower.handler import Registry
 from tower.lifecycle import NewTask
 from tower.log import Outage
 from tower.models import CANCELLED, FINAL, RUNNING, new_id
+from tower.rules import Rules
 from tower.settings import Settings
 from tower.spec import MAX_BATCH, TaskSpec
 from tower.sweep import Sweep
@@ -42,6 +43,8 @@ class EnhancedOrchestrator:
         self._settings = settings
         self._registry = registry
         self._nudger = nudger
+        #: Limits, rates and pauses.
+        self.rules = Rules(registry, nudger)
         self._sweep = Sweep(settings, nudger)
         self._stopping = threading.Event()
         self._prepared = threading.Event()

@@ -208,6 +208,7 @@ class QueueInfo(BaseModel):
     queued: int = Field(examples=[0])
     dispatched: int = Field(examples=[0])
     running: int = Field(examples=[1])
+    paused: bool = Field(description="Whether nothing of it starts, because it or the whole tower is paused.", examples=[False])
     workers: int = Field(examples=[1])
     slots: int = Field(examples=[8])
 
