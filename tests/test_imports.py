@@ -25,6 +25,7 @@ LEVELS = [
     ["tower.orchestrator"],
     ["actors"],
     ["tower.api", "tower.client"],
+    ["tower.cli_options", "tower.cli_rules"],
     ["tower.main", "tower.actors", "tower.cli", "devops_control_tower"],
 ]
 DOORS = {"tower.main", "tower.actors", "tower.cli"}
