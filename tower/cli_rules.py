@@ -42,7 +42,7 @@ def _whole(kind: str, name: str) -> None:
 @click.command(epilog="Example: tower limit key repo:acme/api --max-running 2")
 @click.argument("kind", type=_LIMITED)
 @_name
-@click.option("--max-running", type=int, help="Tasks in flight at most.")
+@click.option("--max-running", type=click.IntRange(1), help="Tasks in flight at most.")
 @click.option("--rate", metavar="STARTS/SECONDS", callback=_rate, help="For a rate key: starts at most within any so many seconds.")
 @click.option("--off", is_flag=True, help="Lift the limit.")
 @asks
@@ -52,7 +52,11 @@ def limit(client: Client, kind: str, name: str, max_running: int | None, rate: d
     if off == (max_running is not None or rate is not None):
         raise click.UsageError("Give --max-running, or --rate for a rate key, or --off to lift the limit.")
     given = {"max_running": max_running, "rate": rate}
-    told = client.lift_limit(kind, name) if off else client.set_limit(kind, name, {key: value for key, value in given.items() if value})
+    told = (
+        client.lift_limit(kind, name)
+        if off
+        else client.set_limit(kind, name, {key: value for key, value in given.items() if value is not None})
+    )
     _tell(told, as_json)
 
 

@@ -39,7 +39,7 @@ class Limit(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     max_running: int | None = Field(None, ge=1, le=MAX_RUNNING, description="Tasks in flight at most.", examples=[3])
-    rate: StartRate | None = Field(None, description="Only for a rate key; it counts instead of what its tasks say.")
+    rate: StartRate | None = Field(None, description="Only for a rate key; it counts instead of what its tasks say.", examples=[None])
 
     @model_validator(mode="before")
     @classmethod

@@ -53,7 +53,7 @@ class Why(BaseModel):
     estimated_start_at: str | None = Field(
         description="Null when it cannot be known, or does not wait.", examples=["2031-05-01T08:00:00.000Z"]
     )
-    estimate: Estimate | None = Field(description="Null when it does not wait.")
+    estimate: Estimate | None = Field(description="Null when it does not wait.", examples=[None])
 
 
 @router.get("/{task_id}/why", response_model=Why, responses=problems(404, 422, 503), summary="Why a task waits, and until when")
