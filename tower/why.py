@@ -89,11 +89,12 @@ def _runs(row: Row) -> Link:
 
 
 def _has_ended(row: Row) -> Link:
-    code = f" ({row['error_code']})" if row["error_code"] and row["status"] != SUCCEEDED else ""
+    is_told = row["error_code"] and row["status"] not in (SUCCEEDED, row["error_code"])
+    code = f" ({row['error_code']})" if is_told else ""
     return Link(
         row["status"],
         f"it ended as {row['status']}{code} at {rfc3339(row['finished_at'])}",
-        "nothing: POST /tasks/{id}/retry makes a new task of it",
+        "nothing: POST /tasks/{task_id}/retry makes a new task of it",
     )
 
 
