@@ -107,7 +107,7 @@ class Crew(Middleware):
         self._runner = Runner(
             self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace, lambda: self._tracer.lag_s
         )
-        self._worker.start(self._runner.look, self._runner.abandon)
+        self._worker.start(self._runner.look, lambda: self._dispatcher.is_due, self._runner.abandon)
         if not self._settings.embedded:  # the server has a sweep already
             self._sweep = Sweep(self._settings, self._nudger, write_trace)
             self._sweep.start()

@@ -1,31 +1,23 @@
-"""The orchestrator actor: decides, alone and in SQL order, which tasks may start, and nudges their handler actors."""
+"""The orchestrator actor: decides, alone and in order, which tasks may start, and nudges their handler actors."""
 
-import math
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tower import db, lifecycle, queries
+from peewee import Tuple, ValuesList
+
+from tower import db, lifecycle, load, queries
 from tower.broker import Nudger, handler_actor
+from tower.decision import CONCURRENCY_KEY, KEY, RATE_LIMIT, TYPE, Load, Row, choose, obstacle
+from tower.faults import fault
 from tower.models import QUEUED, Task
 from tower.reminders import Nudge
 from tower.settings import Settings
 
-#: Tasks that wait at the workers, per slot, so that none idles between two tasks.
-PREFETCH = 0.25
-
-
-@dataclass(frozen=True)
-class Room:
-    """How many more tasks may be in flight: in all, and on each queue that a worker serves."""
-
-    total: int
-    queues: Mapping[str, int]
-
-    def open_queues(self) -> list[str]:
-        """Return the queues that can take one more."""
-        return [queue for queue, free in self.queues.items() if free > 0] if self.total > 0 else []
+#: Waiting tasks looked at together.
+PAGE = 200
 
 
 class Dispatcher:
@@ -36,9 +28,12 @@ class Dispatcher:
         self._nudger = nudger
         self._turn = threading.Lock()
         self._asked = threading.Event()
+        #: When, on our own clock, a rate lets a task start that the last pass saw waiting for it.
+        self._due_at: float | None = None
 
     def orchestrate(self, task_id: str) -> None:
         """Start everything that may start, now or, if a pass is under way, by the one that follows it; nobody waits for a pass."""
+        fault("orchestrate.received")
         self._asked.set()
         while self._asked.is_set() and self._turn.acquire(blocking=False):
             try:
@@ -47,67 +42,99 @@ class Dispatcher:
             finally:
                 self._turn.release()
 
+    @property
+    def is_due(self) -> bool:
+        """Whether a rate has become free since the last pass, so that another should run though nobody nudges."""
+        return self._due_at is not None and time.monotonic() >= self._due_at
+
     def run_pass(self) -> int:
         """Mark as dispatched what may start now, nudge the handler actors, and return how many there were."""
+        self._due_at = None
         if not db.read(self._is_needed):
             return 0
         chosen = db.unit(self._decide)
+        fault("dispatch.after_commit")
         for nudge in chosen:
             self._nudger.send(handler_actor(nudge.type), nudge.id)
+        fault("dispatch.after_send")
         return len(chosen)
 
     def _is_needed(self) -> bool:
         """Look before writing: most nudges under a backlog find no room."""
-        room = measure_room(queries.live_workers(self._settings.lease_s), queries.in_flight()).open_queues()
-        return bool(room) and bool(Task.select(Task.id).where(*_may_start(room)).exists())
+        return any(self._walk())
 
     def _decide(self) -> list[Nudge]:
         db.lock_for_dispatch()
-        room = measure_room(queries.live_workers(self._settings.lease_s), queries.in_flight())
-        held, picked = queries.held_keys(), list[str]()
-        while room.open_queues():
-            chosen, room = choose(_candidates(room, held), room, held)
-            if not chosen:
-                break
-            picked += chosen
-        return lifecycle.dispatch(picked) if picked else []
+        picked = [task_id for page in self._walk() for task_id in page]
+        started = lifecycle.dispatch(picked) if picked else []
+        fault("dispatch.before_commit")
+        return started
+
+    def _walk(self) -> Iterator[list[str]]:
+        """Yield, page by page, which tasks may start; note when a rate frees one that may not."""
+        walk = Walk(load.read(queries.live_workers(self._settings.lease_s)))
+        while walk.goes_on:
+            yield walk.step()
+            if walk.frees_at is not None:
+                self._due_at = time.monotonic() + max(0.0, walk.frees_at - walk.load.now)
 
 
-def measure_room(workers: Iterable[Mapping[str, Any]], in_flight: Iterable[Mapping[str, Any]]) -> Room:
-    """Return how much more the workers can take: their slots and a small prefetch, less what is in flight."""
-    total, queues = 0, dict[str, int]()
-    for worker in workers:
-        takes = math.ceil(worker["slots"] * (1 + PREFETCH))  # none from a worker that is stopping and has no slots left
-        total += takes
-        for queue in worker["queues"]:
-            queues[queue] = queues.get(queue, 0) + takes
-    for row in in_flight:
-        total -= row["count"]
-        queues[row["queue"]] = queues.get(row["queue"], 0) - row["count"]
-    return Room(total, queues)
+class Walk:
+    """One walk over the waiting tasks in their order, which leaves out what it has seen cannot start.
 
+    The load only grows meanwhile, so what could not start once cannot start later in the walk either: one is enough.
+    """
 
-def choose(candidates: Iterable[Mapping[str, Any]], room: Room, held: set[str]) -> tuple[list[str], Room]:
-    """Return which of the candidates, which come in order, may start, and the room left; their keys are added to `held`."""
-    chosen, total, queues = list[str](), room.total, dict(room.queues)
-    for row in candidates:
-        key = row["concurrency_key"]
-        if total <= 0 or queues.get(row["queue"], 0) <= 0 or (key is not None and key in held):
-            continue
-        chosen.append(row["id"])
-        total -= 1
-        queues[row["queue"]] -= 1
-        if key is not None:
-            held.add(key)
-    return chosen, Room(total, queues)
+    def __init__(self, begin: Load) -> None:
+        self.load = begin
+        #: When the first of the rates frees that hold up a task.
+        self.frees_at: float | None = None
+        self._is_over = False
+        self._after: tuple[float, str] | None = None
+        self._chosen = Counter[str]()
+        self._blocked_keys = set[tuple[str, int]]()
+        self._blocked_rates = set[tuple[str, int, float]]()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether there may be another task that can start."""
+        return not self._is_over and bool(self.load.open_queues())
 
-def _may_start(queues: list[str]) -> tuple[Any, ...]:
-    return Task.status == QUEUED, Task.ready_at <= db.now(), Task.queue << queues
+    def step(self) -> list[str]:
+        """Choose from the next page; return the ids of the chosen."""
+        rows = self._page()
+        load.add_starts(self.load, rows, self._chosen)
+        chosen, self.load = choose(rows, self.load)
+        picked = set(chosen)
+        self._chosen.update(row["rate_key"] for row in rows if row["id"] in picked and row["rate_key"] is not None)
+        self._learn(row for row in rows if row["id"] not in picked)
+        self._is_over = len(rows) < PAGE
+        self._after = (rows[-1]["rank"], rows[-1]["id"]) if rows else None
+        return chosen
 
+    def _page(self) -> list[dict[str, Any]]:
+        query = Task.select(*load.COLUMNS).where(db.likely(Task.status == QUEUED), Task.ready_at <= self.load.now, lifecycle.in_time())
+        query = query.where(Task.queue << self.load.open_queues())
+        for kind, column in ((TYPE, Task.type), (KEY, Task.concurrency_key)):
+            closed = self.load.closed(kind)
+            if closed:
+                query = query.where(column.is_null() | column.not_in(closed))
+        for blocked, columns in (
+            (self._blocked_keys, (Task.concurrency_key, Task.concurrency_limit)),
+            (self._blocked_rates, (Task.rate_key, Task.rate_limit, Task.rate_per_s)),
+        ):
+            if blocked:
+                query = query.where(columns[0].is_null() | Tuple(*columns).not_in(ValuesList(sorted(blocked))))
+        if self._after:
+            query = query.where(Tuple(Task.rank, Task.id) > Tuple(*self._after))
+        return [dict(row) for row in query.order_by(Task.rank, Task.id).limit(PAGE).dicts()]
 
-def _candidates(room: Room, held: set[str]) -> list[dict[str, Any]]:
-    query = Task.select(Task.id, Task.queue, Task.concurrency_key).where(*_may_start(room.open_queues()))
-    if held:
-        query = query.where(Task.concurrency_key.is_null() | Task.concurrency_key.not_in(list(held)))
-    return list(query.order_by(Task.rank, Task.id).limit(room.total).dicts())
+    def _learn(self, left: Iterable[Row]) -> None:
+        """Note what the tasks that were left wait for: others with the same key and limit need not be looked at."""
+        for row in left:
+            found = obstacle(row, self.load)
+            if found and found.reason == CONCURRENCY_KEY:
+                self._blocked_keys.add((row["concurrency_key"], row["concurrency_limit"]))
+            elif found and found.reason == RATE_LIMIT:
+                self._blocked_rates.add((row["rate_key"], row["rate_limit"], row["rate_per_s"]))
+                self.frees_at = min(found.until or 0.0, self.frees_at or float("inf"))

@@ -49,14 +49,15 @@ class WorkerProcess:
         self.guard = Guard(embedded=settings.embedded, when_lost=partial(self._stop_all, UNGUARDED))
         self._lifeline: int | None = None
 
-    def start(self, look: Callable[[], None], abandon: Callable[[Attempt], None]) -> None:
+    def start(self, look: Callable[[], None], is_due: Callable[[], bool], abandon: Callable[[Attempt], None]) -> None:
         """Start the pulse, which makes the worker known.
 
-        `look` is called when slots are free and no nudge comes, `abandon` for an attempt whose handler ignores its end.
+        `look` is called when slots are free and no nudge comes, or when `is_due` says that it is time; `abandon` for an attempt whose
+        handler ignores its end.
         """
         self._lifeline = lifeline.hold(lifeline.folder(self._settings.run_dir), self.id)
         self.guard.start(self._lifeline)
-        self._pulse = threading.Thread(target=self._run_pulse, args=(look, abandon), name="pulse", daemon=True)
+        self._pulse = threading.Thread(target=self._run_pulse, args=(look, is_due, abandon), name="pulse", daemon=True)
         self._pulse.start()
         _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
 
@@ -131,7 +132,7 @@ class WorkerProcess:
         with self._lock:
             return list(self._attempts.values())
 
-    def _run_pulse(self, look: Callable[[], None], abandon: Callable[[Attempt], None]) -> None:
+    def _run_pulse(self, look: Callable[[], None], is_due: Callable[[], bool], abandon: Callable[[Attempt], None]) -> None:
         next_beat = next_flush = next_row = next_look = 0.0
         while not self._stopping.wait(_TICK_S) or self._busy:
             if self._stopping.is_set():
@@ -153,6 +154,8 @@ class WorkerProcess:
                     next_look = now + _LOOK_S
                     if self._something_waits():
                         look()
+                elif is_due() and not self._stopping.is_set():
+                    look()
             except Unavailable:
                 pass  # `db` has said so
             except Exception:

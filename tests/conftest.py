@@ -12,7 +12,7 @@ from tests.rows import Nudges
 from tests.servers import Postgres, Redis, wait_for
 from tower import db
 from tower.main import build
-from tower.models import FINAL, Task, Worker
+from tower.models import FINAL, Rule, Task, TaskStart, Worker
 from tower.settings import Settings
 
 BASE = "http://127.0.0.1"
@@ -95,8 +95,8 @@ def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
 
 
 def forget_all_rows() -> None:
-    """Delete every task and worker."""
-    db.unit(lambda: [table.delete().execute() for table in (Task, Worker)])
+    """Delete every task, start, rule and worker."""
+    db.unit(lambda: [table.delete().execute() for table in (Task, TaskStart, Rule, Worker)])
 
 
 @pytest.fixture

@@ -474,3 +474,49 @@ def test_a_tree_is_cancelled(run: Run) -> None:
     assert run("cancel", "--tree", root, "--dry-run") == Told(0, f"{root}\n", "tower: 1 task would be cancelled.\n")
     assert run("cancel", "--tree", root) == Told(0, f"{root}\n", "tower: 1 task cancelled.\n")
     assert run("show", root, "--json").document["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["limit", "key", "k"], "Give --max-running"),
+        (["limit", "rate", "api", "--rate", "ten"], "STARTS/SECONDS"),
+        (["limit", "queue", "--max-running", "3"], "Which queue?"),
+        (["limit", "key", "k", "--max-running", "3", "--off"], "--off to lift"),
+        (["pause", "tower", "everything"], "The tower has no name"),
+        (["resume", "rate", "api"], "'rate' is not one of"),
+    ],
+)
+def test_a_rule_that_cannot_be_meant_exits_2(run_local: Run, command: list[str], said: str) -> None:
+    """Before any tower is asked."""
+    told = run_local(*command)
+
+    assert (told.code, told.out) == (2, "")
+    assert said in told.err
+
+
+@slow
+def test_what_is_limited_or_paused_is_listed_and_explained(run: Run) -> None:
+    """Set, look, ask why a task waits, and take it all off again."""
+    assert run("rules") == Told(0, "", "Nothing is limited or paused.\n")
+    assert run("limit", "key", "repo:acme/api", "--max-running", "2", "--json").document["max_running"] == 2
+    run("limit", "rate", "api:git hub", "--rate", "10/60")
+    run("limit", "tower", "--max-running", "50")
+    run("pause", "type", "echo", "--by", "alice", "--reason", "upgrade")
+
+    listed = run("rules").out
+    assert re.search(r"^key +repo:acme/api +2$", listed, re.MULTILINE)
+    assert re.search(r"^rate +api:git hub +10/60s$", listed, re.MULTILINE)
+    assert re.search(r"^type +echo +\S+Z by alice +upgrade$", listed, re.MULTILINE)
+    waiting = run("enqueue", "echo").id
+    why = run("why", waiting).out
+    assert re.match(r"queued: type echo is paused since \S+ by alice: upgrade\n", why)
+    assert "frees: when it is resumed: tower resume type echo" in why
+    assert "starts: nobody can tell (type echo is paused, and nobody knows until when)" in why
+    assert run("why", waiting, "--json").document["reason"] == "paused"
+
+    for undo in (["resume", "type", "echo"], ["limit", "tower", "--off"], ["limit", "key", "repo:acme/api", "--off"]):
+        assert run(*undo).code == 0
+    run("limit", "rate", "api:git hub", "--off")
+    assert run("rules").out == ""
+    assert run("limit", "queue", "defualt", "--max-running", "1").err.endswith("(queue_not_found)\n")

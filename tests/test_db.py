@@ -18,6 +18,9 @@ from tower.errors import SettingsError, Unavailable
 from tower.models import TABLES, Task
 from tower.settings import Settings
 
+#: How many migrations there are.
+STEPS = len(list((Path(db.__file__).parent / "migrations").glob("0*.py")))
+
 
 @pytest.fixture
 def own_postgres() -> Iterator[Postgres]:
@@ -49,9 +52,8 @@ db.open_database(Settings(database_url={settings.database_url!r})); print(len(db
             db.database.execute_sql("DROP SCHEMA public CASCADE")
             db.database.execute_sql("CREATE SCHEMA public")
         db.close_database()
-    steps = str(len(list(Path(db.__file__).parent.glob("migrations/0*.py"))))
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    assert sorted(process.communicate(timeout=60)[0].strip() for process in started) == ["0", "0", "0", steps]
+    assert sorted(process.communicate(timeout=60)[0].strip() for process in started) == ["0", "0", "0", str(STEPS)]
 
 
 def test_a_database_of_a_newer_tower_is_refused(settings: Settings) -> None:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from fastapi.testclient import TestClient
 
 from tests.conftest import BASE, Tower
+from tower.api.answers import WaitReason
 from tower.errors import FAILURES
 from tower.lifecycle import ARROWS
 from tower.main import build
@@ -44,6 +46,12 @@ def test_every_failure_code_is_explained() -> None:
     text = (DOCS / "architecture.md").read_text()
     for code, advice in FAILURES.items():
         assert f"| `{code}` | {advice} |" in text
+
+
+def test_every_wait_reason_is_explained() -> None:
+    """The table in docs/architecture.md has those of the API and no other."""
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \| [^|]+ \|$", (DOCS / "architecture.md").read_text().partition("## Order")[2], re.MULTILINE)
+    assert [reason for row in rows for reason in re.findall(r"`(\w+)`", row)][:10] == list(get_args(WaitReason))
 
 
 @pytest.fixture

@@ -18,14 +18,16 @@ LEVELS = [
     ["tower.db"],
     ["tower.models"],
     ["tower.leases", "tower.reminders"],
-    ["tower.lifecycle"],
+    ["tower.lifecycle", "tower.decision", "tower.estimate"],
+    ["tower.load"],
     ["tower.spec"],
     ["tower.handler", "tower.broker", "tower.trace", "tower.queries", "tower.tree"],
     ["tower.bulk", "tower.retention"],
-    ["tower.sweep", "tower.fsck"],
+    ["tower.sweep", "tower.fsck", "tower.rules", "tower.why"],
     ["tower.orchestrator"],
     ["actors"],
     ["tower.api", "tower.client"],
+    ["tower.cli_options", "tower.cli_rules"],
     ["tower.main", "tower.actors", "tower.cli", "tower.cli_trace", "devops_control_tower"],
 ]
 DOORS = {"tower.main", "tower.actors", "tower.cli", "tower.cli_trace"}

@@ -23,7 +23,6 @@ from tower.models import (
     TaskEvent,
     TaskLabel,
     TaskLog,
-    TaskStart,
     new_id,
 )
 from tower.retention import Retention
@@ -194,12 +193,3 @@ def test_a_late_trace_message_brings_no_folder_back(rows: Settings) -> None:
     Retention(rows).step()
     Tracer(rows).trace(task_id)
     assert traces_of(rows, task_id) == []
-
-
-def test_starts_of_a_rate_are_forgotten_after_a_day(rows: Settings) -> None:
-    """No window is longer."""
-    now = db.read(db.clock)
-    db.unit(lambda: TaskStart.insert_many([{"rate_key": "k", "at": now - age, "task_id": "t"} for age in (60, DAY_S + 60)]).execute())
-    Retention(rows).step()
-    assert db.read(lambda: [round(now - row[0]) for row in TaskStart.select(TaskStart.at).tuples()]) == [60]
-    db.unit(lambda: TaskStart.delete().execute())

@@ -12,7 +12,7 @@ import pytest
 from tests import rows as r
 from tests.servers import wait_for
 from tower import db, host, lifeline
-from tower.models import FAILED, QUEUED, RUNNING, Task, Worker
+from tower.models import FAILED, QUEUED, RUNNING, Task, TaskStart, Worker
 from tower.settings import Settings
 from tower.sweep import Sweep
 
@@ -191,6 +191,21 @@ def test_a_task_that_loses_every_worker_ends_as_worker_lost(sweep: Sweep) -> Non
     db.unit(lambda: Task.update(losses=2).execute())
     sweep.run_once()
     assert (r.row(claim.id)["status"], r.row(claim.id)["error_code"]) == (FAILED, "worker_lost")
+
+
+def test_starts_that_no_window_reaches_are_forgotten(sweep: Sweep) -> None:
+    """Those of the last day stay."""
+    r.dispatch(r.insert(rate_key="old"), r.insert(rate_key="new"))
+    db.unit(lambda: TaskStart.update(at=TaskStart.at - 86_401).where(TaskStart.rate_key == "old").execute())
+    sweep.run_once()
+    assert [start.rate_key for start in db.read(lambda: list(TaskStart.select()))] == ["new"]
+
+
+def test_a_sweep_wakes_for_the_moment_a_task_may_start_no_more(sweep: Sweep, rows: Settings) -> None:
+    """And not before the next pass if there is no such moment."""
+    assert sweep._next_due() > rows.sweep_s
+    r.insert(expires_at=db.read(db.clock) + rows.sweep_s / 2)
+    assert sweep._next_due() < rows.sweep_s
 
 
 def test_an_idle_tower_writes_nothing(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:

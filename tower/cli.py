@@ -1,28 +1,23 @@
 """Door 3, the command `tower`: starts the server and workers, and talks to a running tower."""
 
-import functools
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
 import click
 
-from tower import __version__, cli_trace, jsontext, present
+from tower import __version__, cli_rules, cli_trace, jsontext, present
+from tower.cli_options import as_json, asks, by, labels, task_id
 from tower.client import Client, Unreachable
 from tower.errors import SettingsError, TowerError
 from tower.models import BROKEN, STATUSES, SUCCEEDED
 from tower.settings import load
 
-Command = Callable[..., int | None]
-
 INTERRUPTED = 130
-
-_task_id = click.argument("task_id", metavar="ID", type=click.UUID)
-_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -80,7 +75,7 @@ def worker(processes: int | None, threads: int | None) -> None:
 
 
 @cli.command(epilog="Example: PORT=8080 tower check")
-@_as_json
+@as_json
 def check(as_json: bool) -> None:
     """Print the settings in effect, and warnings.
 
@@ -97,31 +92,6 @@ def check(as_json: bool) -> None:
     settings.refuse_unsafe()
 
 
-def _asks(command: Command) -> Command:
-    """Hand the command a client of the tower at --url, and give it --json."""
-
-    @click.option("--url", help="The tower to talk to; TOWER_URL if absent.")
-    @_as_json
-    @functools.wraps(command)
-    def with_client(*args: Any, url: str | None, **options: Any) -> int | None:
-        with Client(load(url=url).url) as client:
-            return command(client, *args, **options)
-
-    return with_client
-
-
-def _pairs(context: click.Context, option: click.Parameter, values: Iterable[str]) -> dict[str, str]:
-    """Return name=value options as a dict."""
-    split = [value.partition("=") for value in values]
-    for name, equals, _ in split:
-        if not name or not equals:
-            raise click.BadParameter(f"{name + equals!r} is not name=value, as in team=platform.")
-    return {name: value for name, _, value in split}
-
-
-_labels = click.option("--label", "labels", metavar="NAME=VALUE", multiple=True, callback=_pairs, help="A label; may be given again.")
-
-
 @cli.command(epilog="Example: tower enqueue command --wait --cwd . -- git log -3")
 @click.argument("type_", metavar="TYPE")
 @click.argument("argv", metavar="[-- ARGV...]", nargs=-1, type=click.UNPROCESSED)
@@ -135,10 +105,10 @@ _labels = click.option("--label", "labels", metavar="NAME=VALUE", multiple=True,
 @click.option("--max-attempts", type=int, help="Attempts that may fail; 1 makes it at most once.")
 @click.option("--idempotency-key", metavar="KEY", help="The same key and task give the same id.")
 @click.option("--concurrency-key", metavar="KEY", help="Tasks with the same key run one after the other.")
-@_labels
+@labels
 @click.option("--requested-by", metavar="NAME", help="Who or what asks for it.")
 @click.option("--wait", is_flag=True, help="Follow the log to the end; succeed only if the task does.")
-@_asks
+@asks
 def enqueue(
     client: Client,
     type_: str,
@@ -199,8 +169,8 @@ def _wait(client: Client, task_id: str, as_json: bool) -> int:
 
 
 @cli.command(epilog="Example: tower show 0192f0c1-2345-7abc-8def-0123456789ab")
-@_task_id
-@_asks
+@task_id
+@asks
 def show(client: Client, task_id: UUID, as_json: bool) -> None:
     """Show everything known about a task."""
     task = client.task(str(task_id))
@@ -208,9 +178,9 @@ def show(client: Client, task_id: UUID, as_json: bool) -> None:
 
 
 @cli.command(epilog="Example: tower logs -f 0192f0c1-2345-7abc-8def-0123456789ab")
-@_task_id
+@task_id
 @click.option("-f", "--follow", is_flag=True, help="Go on until the task's end.")
-@_asks
+@asks
 def logs(client: Client, task_id: UUID, follow: bool, as_json: bool) -> None:
     """Print a task's log; with --json, one object a line."""
     for line in client.follow(str(task_id)) if follow else client.log(str(task_id)):
@@ -229,11 +199,11 @@ def _as_filter(labels: dict[str, str]) -> list[str]:
 @cli.command("list", epilog="Example: tower list --status failed --label team=platform")
 @click.option("--status", multiple=True, type=click.Choice(STATUSES), help="Only with this status; may be given again.")
 @click.option("--type", metavar="TYPE", multiple=True, help="Only of this type; may be given again.")
-@_labels
+@labels
 @click.option("--text", help="Only with this in the title, type or id.")
 @_error_codes
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, help="How many at most.")
-@_asks
+@asks
 def list_(client: Client, limit: int, labels: dict[str, str], as_json: bool, **filters: Any) -> None:
     """List tasks, newest first."""
     page = client.tasks(limit, label=_as_filter(labels), **filters)
@@ -247,9 +217,6 @@ def list_(client: Client, limit: int, labels: dict[str, str], as_json: bool, **f
         click.echo("There are more; raise --limit or narrow down.", err=True)
 
 
-_by = click.option("--by", metavar="NAME", help="Who asks, for the record.")
-
-
 _dry_run = click.option("--dry-run", is_flag=True, help="Only say how many tasks there are.")
 _one_or_many = click.argument("task_id", metavar="[ID]", type=click.UUID, required=False)
 
@@ -258,8 +225,8 @@ _one_or_many = click.argument("task_id", metavar="[ID]", type=click.UUID, requir
 @_one_or_many
 @click.option("--tree", metavar="ID", type=click.UUID, help="Cancel every task with this correlation id instead.")
 @_dry_run
-@_by
-@_asks
+@by
+@asks
 def cancel(client: Client, task_id: UUID | None, tree: UUID | None, dry_run: bool, by: str | None, as_json: bool) -> None:
     """Cancel a task, or a tree of them: at once what waits, within seconds what runs."""
     if (task_id is None) == (tree is None) or (task_id and dry_run):
@@ -276,11 +243,11 @@ def cancel(client: Client, task_id: UUID | None, tree: UUID | None, dry_run: boo
 @_one_or_many
 @click.option("--status", multiple=True, type=click.Choice(BROKEN), help="All with this status; may be given again.")
 @click.option("--type", metavar="TYPE", multiple=True, help="Only of this type; may be given again.")
-@_labels
+@labels
 @_error_codes
 @_dry_run
-@_by
-@_asks
+@by
+@asks
 def retry(
     client: Client, task_id: UUID | None, labels: dict[str, str], dry_run: bool, by: str | None, as_json: bool, **filters: Any
 ) -> None:
@@ -299,10 +266,11 @@ def _tell_many(told: dict[str, Any], done: str, as_json: bool) -> None:
     if as_json:
         click.echo(present.document(told))
         return
-    for task_id in told["task_ids"]:
-        click.echo(present.plain(task_id))
+    for changed in told["task_ids"]:
+        click.echo(present.plain(changed))
     count, would = (told["matched"], "would be ") if told["dry_run"] else (told["changed"], "")
     click.echo(f"tower: {count} {'task' if count == 1 else 'tasks'} {would}{done}.", err=True)
 
 
+cli_rules.add_to(cli)
 cli_trace.add_to(cli)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 
@@ -95,6 +96,33 @@ class Client:
         body = {"filter": {name: value for name, value in chosen.items() if value}, "dry_run": dry_run, "by": by}
         return self._read(self._ask("POST", f"/tasks/{what}", json=body, timeout=_MANY), "matched", "changed", "task_ids")
 
+    def why(self, task_id: str) -> Document:
+        """Return why a task waits and when it will start."""
+        return self._read(self._ask("GET", f"/tasks/{task_id}/why"), "summary", "chain")
+
+    def rules(self) -> Document:
+        """Return the limits, rates and pauses in force."""
+        return self._read(self._ask("GET", "/rules"), "rules")
+
+    def set_limit(self, kind: str, name: str, limit: Document) -> Document:
+        """Limit the tower, or a queue, type, key or rate by name; return the rule."""
+        body = jsontext.dumps(limit).encode()
+        answer = self._ask("PUT", _rule_path(kind, name), content=body, headers={"content-type": "application/json"})
+        return self._read(answer, "kind")
+
+    def lift_limit(self, kind: str, name: str) -> Document:
+        """Take a limit off; return the rule that is left."""
+        return self._read(self._ask("DELETE", _rule_path(kind, name)), "kind")
+
+    def pause(self, kind: str, name: str, by: str | None = None, reason: str | None = None) -> Document:
+        """Start nothing of it; return the rule."""
+        told = {key: value for key, value in (("by", by), ("reason", reason)) if value}
+        return self._read(self._ask("POST", _pause_path(kind, name, "pause"), params=told), "kind")
+
+    def resume(self, kind: str, name: str, by: str | None = None) -> Document:
+        """Start tasks of it again; return the rule that is left."""
+        return self._read(self._ask("POST", _pause_path(kind, name, "resume"), params={"by": by} if by else None), "kind")
+
     def log(self, task_id: str) -> Iterator[str]:
         """Yield the lines of a task's log as it is now."""
         with self._reaching(), self._http.stream("GET", f"/tasks/{task_id}/log") as answer:
@@ -158,3 +186,11 @@ class Client:
             yield
         except (httpx2.TransportError, httpx2.InvalidURL, httpx2.DecodingError, UnicodeError) as error:  # the last: no such host name
             raise Unreachable(self._url) from error
+
+
+def _rule_path(kind: str, name: str) -> str:
+    return "/rules/tower" if kind == "tower" else f"/rules/{kind}/{quote(name)}"
+
+
+def _pause_path(kind: str, name: str, act: str) -> str:
+    return f"/{act}" if kind == "tower" else f"/{kind}s/{quote(name)}/{act}"

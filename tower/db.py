@@ -236,6 +236,11 @@ def clock() -> float:
     return float(database.execute_sql(f"SELECT {now().sql}").fetchone()[0])
 
 
+def likely(condition: Any) -> Any:
+    """Return a condition that most rows meet: SQLite, which keeps no statistics, would take an index on it before one that orders."""
+    return condition if is_postgres() else peewee.fn.likely(condition)
+
+
 def lock_for_dispatch() -> None:
     """Let one transaction at a time decide what may start."""
     if is_postgres():  # in SQLite BEGIN IMMEDIATE has done it

@@ -3,6 +3,7 @@
 TowerError
 ├── SettingsError        the environment does not describe a tower that can start
 ├── InvalidTask          what was asked for can never become a task
+├── InvalidRule          no limit can be like this
 ├── NotFound             nothing has that name
 ├── Conflict             it exists, but not in a state that allows this
 ├── TooLarge             over a limit
@@ -34,6 +35,10 @@ class SettingsError(TowerError):
 
 class InvalidTask(TowerError):
     """What was asked for can never become a task."""
+
+
+class InvalidRule(TowerError):
+    """No limit can be like this."""
 
 
 class NotFound(TowerError):

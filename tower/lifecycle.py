@@ -27,6 +27,7 @@ from tower.models import (
     Task,
     TaskEvent,
     TaskLabel,
+    TaskStart,
 )
 from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S, Nudge
 
@@ -135,10 +136,12 @@ def _row(task: NewTask, at: float) -> dict[str, Any]:
 
 
 def dispatch(ids: Sequence[str]) -> list[Nudge]:
-    """Mark queued tasks as chosen to start; return those that were still queued."""
-    rows = _move(
-        Task.id << list(ids), (QUEUED,), DISPATCHED, "dispatched", {}, nudges=0, nudge_at=db.now() + NUDGE_S, dispatched_at=db.now()
-    )
+    """Mark queued tasks as chosen to start, and count their starts against their rates; return those that were still queued."""
+    chosen, changes = Task.id << list(ids), {"nudges": 0, "nudge_at": db.now() + NUDGE_S, "dispatched_at": db.now()}
+    rows = _move(chosen, (QUEUED,), DISPATCHED, "dispatched", {}, returning=("rate_key",), **changes)
+    starts = [{"rate_key": row["rate_key"], "at": row["updated_at"], "task_id": row["id"]} for row in rows if row["rate_key"] is not None]
+    for some in peewee.chunked(starts, _ROWS):
+        TaskStart.insert_many(some).execute()
     return [Nudge(row["id"], row["type"]) for row in rows]
 
 

@@ -20,6 +20,7 @@ from tower.lifecycle import NewTask
 from tower.log import Outage
 from tower.models import CANCELLED, FINAL, RUNNING, Task, new_id
 from tower.queries import Filter
+from tower.rules import Rules
 from tower.settings import Settings
 from tower.spec import MAX_BATCH, TaskSpec
 from tower.sweep import Sweep
@@ -45,6 +46,8 @@ class EnhancedOrchestrator:
         self._settings = settings
         self._registry = registry
         self._nudger = nudger
+        #: Limits, rates and pauses.
+        self.rules = Rules(registry, nudger)
         self._sweep = Sweep(settings, nudger, write_trace)
         self._stopping = threading.Event()
         self._prepared = threading.Event()

@@ -58,6 +58,27 @@ def tasks(found: Sequence[dict[str, Any]]) -> str:
     return table(rows)
 
 
+def rules(found: Sequence[dict[str, Any]]) -> str:
+    """Return rules as a table."""
+    rows = [("KIND", "NAME", "MAX RUNNING", "RATE", "PAUSED", "REASON")]
+    for one in found:
+        rate = f"{one['rate']['limit']}/{one['rate']['per_s']:g}s" if one["rate"] else ""
+        paused = " by ".join(filter(None, (_second(one["paused_at"]), one["paused_by"]))) if one["paused_at"] else ""
+        rows.append((one["kind"], one["name"], str(one["max_running"] or ""), rate, paused, one["reason"] or ""))
+    return table(rows)
+
+
+def why(found: dict[str, Any]) -> str:
+    """Return why a task waits, a line for each thing it waits for, and when it will start."""
+    lines = [f"{found['status']}: {found['summary']}", ""]
+    lines += [line for link in found["chain"] for line in (f"  {link['message']}", f"    frees: {link['frees']}")]
+    told = found["estimate"]
+    if told:
+        at = found["estimated_start_at"]
+        lines += ["", f"starts: {f'about {_second(at)}' if at else 'nobody can tell'} ({told['message']})"]
+    return "\n".join(map(plain, lines))
+
+
 def ending(found: dict[str, Any]) -> str:
     """Return how a task ended, in a sentence with what to do about it."""
     error = found["error"]

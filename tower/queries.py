@@ -7,7 +7,8 @@ from typing import Any
 
 from peewee import fn
 
-from tower import db
+from tower import db, load
+from tower.decision import obstacle
 from tower.errors import NotFound
 from tower.models import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, Worker
 
@@ -106,35 +107,23 @@ def log_tail(task_id: str, attempt: int, characters: int) -> str:
 
 
 def _explain_waits(rows: list[dict[str, Any]]) -> None:
-    """Say of every queued task why it waits, by the same rules that the orchestrator actor starts tasks by."""
+    """Say of every queued task why it waits, by the decision that the orchestrator actor starts tasks by."""
     waiting = [row for row in rows if row["status"] == QUEUED]
     for row in rows:
         row["wait_reason"] = None
     if not waiting:
         return
-    now, held = db.clock(), held_keys()
-    served = {queue for worker in live_workers() if worker["slots"] for queue in worker["queues"]}
+    now = load.read(live_workers())
+    load.add_starts(now, waiting)
     for row in waiting:
-        if row["ready_at"] > now:
-            row["wait_reason"] = "retry_backoff" if row["attempt"] else "not_before"
-        elif row["concurrency_key"] in held:
-            row["wait_reason"] = "concurrency_key"
-        elif row["queue"] not in served:
-            row["wait_reason"] = "no_worker"
-        else:
-            row["wait_reason"] = "no_free_slot"
+        found = obstacle(row, now)
+        row["wait_reason"] = found.reason if found else None
 
 
 def is_dispatched(task_id: str | None, queues: Sequence[str]) -> bool:
     """Whether the task, or any on these queues if none is named, waits for a worker to claim it."""
     chosen = Task.queue << list(queues) if task_id is None else Task.id == task_id
     return bool(Task.select(Task.id).where(Task.status == DISPATCHED, chosen).exists())
-
-
-def held_keys() -> set[str]:
-    """Return the concurrency keys of tasks in flight."""
-    query = Task.select(Task.concurrency_key).where(Task.status << IN_FLIGHT, Task.concurrency_key.is_null(False))
-    return {row[0] for row in query.tuples()}
 
 
 def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:
@@ -200,14 +189,6 @@ def oldest_waiting_s() -> float | None:
     since = fn.MIN(Task.queued_at)
     oldest = Task.select(since).where(Task.status == QUEUED, Task.ready_at <= db.now()).scalar()
     return None if oldest is None else max(0.0, db.clock() - float(oldest))
-
-
-def in_flight() -> list[dict[str, Any]]:
-    """Return how many tasks of each queue hold or await a slot; not those that a stopping worker still runs."""
-    stopping = Worker.select(Worker.id).where(Worker.slots == 0)
-    count = fn.COUNT(Task.id).alias("count")
-    counted = (Task.status == DISPATCHED) | ((Task.status == RUNNING) & Task.worker_id.not_in(stopping))
-    return list(Task.select(Task.queue, count).where(counted).group_by(Task.queue).dicts())
 
 
 def trace_error(task_id: str) -> str | None:

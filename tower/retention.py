@@ -16,14 +16,13 @@ from peewee import Tuple
 from tower import db, folder
 from tower.faults import fault
 from tower.log import Outage
-from tower.models import CANCELLED, FAILED, SUCCEEDED, TIMED_OUT, Task, TaskArtifact, TaskLog, TaskStart
+from tower.models import CANCELLED, FAILED, SUCCEEDED, TIMED_OUT, Task, TaskArtifact, TaskLog
 from tower.settings import Settings
 
 #: Tasks removed by one step, and the seconds after which it lets the sweep go on in any case.
 _STEP, _STEP_S = 100, 1.0
 #: Log chunks, or parts of artifacts, deleted by one transaction: some 16 MB.
 _SLICE = 64
-_STARTS = 500
 #: Seconds between two steps when there is nothing to remove.
 _IDLE_S = 60.0
 _DAY_S = 86_400.0
@@ -60,7 +59,6 @@ class Retention:
     def step(self) -> bool:
         """Remove up to a hundred tasks, the longest ended first; return whether there may be more."""
         folder.remove_leftovers(self._root)
-        _forget_starts()
         until = time.monotonic() + _STEP_S
         ids = db.read(self._ended)
         for task_id in ids:
@@ -90,11 +88,3 @@ def _remove(root: Path, task_id: str) -> None:
 def _delete_slice(table: Any, columns: tuple[Any, ...], task_id: str) -> int:
     some = table.select(*columns).where(table.task_id == task_id).limit(_SLICE)
     return int(table.delete().where(table.task_id == task_id, Tuple(*columns).in_(some)).execute())
-
-
-def _forget_starts() -> None:
-    """Forget starts that no rate counts any more: its window is a day at most."""
-    past = TaskStart.at < db.now() - _DAY_S
-    if db.read(lambda: bool(TaskStart.select(TaskStart.at).where(past).exists())):
-        key = (TaskStart.rate_key, TaskStart.at, TaskStart.task_id)
-        db.unit(lambda: TaskStart.delete().where(Tuple(*key).in_(TaskStart.select(*key).where(past).limit(_STARTS))).execute())

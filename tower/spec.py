@@ -12,6 +12,9 @@ from tower import jsontext
 #: The largest batch of one request.
 MAX_BATCH = 1000
 
+#: The longest window of a rate, in seconds, and the most starts within one.
+MAX_WINDOW_S, MAX_STARTS = 86_400.0, 1_000_000
+
 _YEAR_S = 366 * 86400.0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
@@ -63,8 +66,8 @@ class Rate(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     key: Key = Field(description="Tasks with the same key share the limit.", examples=["api:github"])
-    limit: int = Field(ge=1, le=1_000_000, description="Starts at most within any `per_s` seconds.", examples=[10])
-    per_s: float = Field(gt=0, le=86_400, description="The length of the window, in seconds.", examples=[60])
+    limit: int = Field(ge=1, le=MAX_STARTS, description="Starts at most within any `per_s` seconds.", examples=[10])
+    per_s: float = Field(gt=0, le=MAX_WINDOW_S, description="The length of the window, in seconds.", examples=[60])
 
 
 class TaskSpec(BaseModel):

@@ -8,16 +8,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from peewee import JOIN, fn
+from peewee import JOIN, Tuple, fn
 
 from tower import db, lifecycle, lifeline, log, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.host import ProcessId, end_marked, hostname, pid_space, remove_attempt_folders
-from tower.models import DISPATCHED, QUEUED, RUNNING, Task, Worker
+from tower.models import DISPATCHED, QUEUED, RUNNING, Task, TaskStart, Worker
 from tower.retention import Retention
 from tower.settings import Settings
+from tower.spec import MAX_WINDOW_S
 
 _LIMIT = 200
 #: Traces taken per pass while the broker takes no messages, by a process that writes them itself, and by one that cannot.
@@ -84,7 +85,7 @@ class Sweep:
         return True
 
     def run_once(self) -> None:
-        """Do one pass: take back lost leases, end what is late, re-send nudges, ask for traces, forget dead workers and old tasks."""
+        """Do one pass: take back lost leases, end what is late, re-send nudges, ask for traces, forget what is over or long past."""
         steps: tuple[Callable[[], None], ...] = (
             self._take_back,
             self._give_up_late,
@@ -93,6 +94,7 @@ class Sweep:
             self._nudge_dispatched,
             self._ask_for_traces,
             self._forget_workers,
+            self._forget_starts,
             *((self._retention.run_if_due,) if self._retention else ()),
         )
         for step in steps:
@@ -185,14 +187,25 @@ class Sweep:
         return db.read(lambda: bool(Task.select(Task.id).where(*conditions).exists()))
 
     def _next_due(self) -> float:
-        """Return the seconds until the next task may start, so that `not_before` is kept to the moment."""
+        """Return the seconds until the next task may start or may start no more, so that both are kept to the moment."""
 
         def work() -> float | None:
-            soonest = Task.select(fn.MIN(Task.ready_at)).where(Task.status == QUEUED, Task.ready_at > 0, Task.ready_at > db.now()).scalar()
-            return None if soonest is None else float(soonest) - db.clock()
+            starts = Task.select(fn.MIN(Task.ready_at)).where(Task.status == QUEUED, Task.ready_at > 0, Task.ready_at > db.now())
+            waiting = Task.status << (QUEUED, DISPATCHED)
+            ends = Task.select(fn.MIN(Task.expires_at)).where(waiting, Task.expires_at.is_null(False), Task.expires_at > db.now())
+            soonest = [float(at) for at in (starts.scalar(), ends.scalar()) if at is not None]
+            return min(soonest) - db.clock() if soonest else None
 
         wait = db.read(work)
         return self._settings.sweep_s * 2 if wait is None else max(0.05, wait + 0.01)
+
+    def _forget_starts(self) -> None:
+        """Delete starts that no window reaches back to any more."""
+        old = TaskStart.at < db.now() - MAX_WINDOW_S
+        if db.read(lambda: TaskStart.select(TaskStart.at).where(old).exists()):
+            some = TaskStart.select(TaskStart.rate_key, TaskStart.at, TaskStart.task_id).where(old).limit(_LIMIT)
+            columns = Tuple(TaskStart.rate_key, TaskStart.at, TaskStart.task_id)
+            db.unit(lambda: TaskStart.delete().where(columns.in_(some)).execute())
 
     def _forget_workers(self) -> None:
         rows = db.read(lambda: list(Worker.select().dicts()))

@@ -1,56 +1,18 @@
-"""The decision what may start: as a function, and on both databases."""
+"""The passes of the orchestrator actor, on both databases."""
 
 import threading
-from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from actors.orchestrator import Dispatcher, Room, choose, measure_room
+from actors import orchestrator
+from actors.orchestrator import Dispatcher
 from tests import rows as r
+from tests.servers import wait_for
 from tower import db, lifecycle
 from tower.lifecycle import Outcome
-from tower.models import DISPATCHED, QUEUED, SUCCEEDED, new_id
+from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Rule, TaskStart, new_id
 from tower.settings import Settings
-
-_candidates = st.lists(
-    st.fixed_dictionaries({"queue": st.sampled_from(["a", "b", "c"]), "concurrency_key": st.sampled_from([None, None, "k1", "k2"])}),
-    max_size=40,
-).map(lambda rows: [{"id": str(number), **row} for number, row in enumerate(rows)])
-_rooms = st.builds(Room, st.integers(-2, 20), st.dictionaries(st.sampled_from(["a", "b"]), st.integers(-2, 10)))
-
-
-@given(_candidates, _rooms, st.sets(st.sampled_from(["k1", "k2"])))
-def test_a_decision_keeps_every_limit_and_leaves_nothing_that_could_start(rows: list[dict[str, Any]], room: Room, held: set[str]) -> None:
-    """Never over a limit, never two of a key, in order, and no slot stays empty without a reason."""
-    before = set(held)
-    chosen, left = choose(rows, room, held)
-
-    picked = [row for row in rows if row["id"] in chosen]
-    assert [row["id"] for row in picked] == chosen
-    assert len(chosen) <= max(0, room.total)
-    queues = Counter(row["queue"] for row in picked)
-    assert all(count <= room.queues.get(queue, 0) for queue, count in queues.items())
-    keys = Counter(row["concurrency_key"] for row in picked if row["concurrency_key"])
-    assert all(count == 1 and key not in before for key, count in keys.items())
-    for row in rows:
-        if row["id"] not in chosen:
-            key = row["concurrency_key"]
-            assert left.total <= 0 or left.queues.get(row["queue"], 0) <= 0 or (key is not None and key in held)
-
-
-def test_room_is_the_slots_and_a_small_prefetch_less_what_is_in_flight() -> None:
-    """A quarter of the slots waits at the workers, so that none idles between two tasks."""
-    workers = [{"slots": 8, "queues": ["a", "b"]}, {"slots": 1, "queues": ["b"]}]
-    assert measure_room(workers, [{"queue": "b", "count": 5}]) == Room(7, {"a": 10, "b": 7})
-
-
-def test_a_queue_without_workers_has_no_room() -> None:
-    """Its tasks wait, and hold up nobody else."""
-    room = measure_room([{"slots": 2, "queues": ["a"]}], [{"queue": "gone", "count": 1}])
-    assert room.open_queues() == ["a"]
 
 
 @pytest.fixture
@@ -134,3 +96,125 @@ def test_nudges_that_arrive_together_are_answered_by_one_pass(dispatcher: Dispat
     go_on.set()
     first.join(10)
     assert len(passes) == 2
+
+
+def set_rule(kind: str, name: str, **changes: Any) -> None:
+    """Set a rule; nobody is nudged."""
+    db.unit(lambda: Rule.insert(kind=kind, name=name, updated_at=0, **changes).execute())
+
+
+LIMITED = [
+    ("tower", "", "tower_limit"),
+    ("queue", "default", "queue_limit"),
+    ("type", "echo", "type_limit"),
+    ("key", "repo", "concurrency_key"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "reason"), LIMITED)
+def test_a_rule_limits_how_many_are_in_flight(dispatcher: Dispatcher, kind: str, name: str, reason: str) -> None:
+    """Two of four start, the others say what they wait for; when the limit is lifted they start."""
+    r.add_worker()
+    set_rule(kind, name, max_running=2)
+    ids = [r.insert(concurrency_key="repo", concurrency_limit=9) for _ in range(4)]
+    assert dispatcher.run_pass() == 2
+    assert [r.row(task_id)["wait_reason"] for task_id in ids] == [None, None, reason, reason]
+    db.unit(lambda: Rule.delete().execute())
+    assert dispatcher.run_pass() == 2
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, name, _ in LIMITED])
+def test_nothing_starts_of_what_is_paused(dispatcher: Dispatcher, kind: str, name: str) -> None:
+    """What was handed to the workers before goes on; the rest waits and says why."""
+    r.add_worker()
+    before, later = r.insert(concurrency_key="repo", concurrency_limit=2), r.insert(concurrency_key="repo", concurrency_limit=2)
+    r.dispatch(before)
+    set_rule(kind, name, paused_at=1.0)
+    assert dispatcher.run_pass() == 0
+    assert r.row(later)["wait_reason"] == "paused"
+    assert r.claim(before) is not None
+
+
+def test_the_lowest_limit_of_those_in_flight_counts(dispatcher: Dispatcher) -> None:
+    """A task that shares its key with nobody is not joined by one that would share it."""
+    r.add_worker()
+    alone = r.running(concurrency_key="repo", concurrency_limit=1)
+    generous = r.insert(concurrency_key="repo", concurrency_limit=5)
+    assert dispatcher.run_pass() == 0
+    db.unit(lambda: lifecycle.finish(alone, Outcome(SUCCEEDED), new_id()))
+    more = r.insert(concurrency_key="repo", concurrency_limit=5)
+    assert dispatcher.run_pass() == 2
+    assert {r.row(generous)["status"], r.row(more)["status"]} == {DISPATCHED}
+
+
+def test_a_rate_lets_no_more_start_than_its_window_allows(dispatcher: Dispatcher) -> None:
+    """When the starts leave the window the next ones follow, and the dispatcher knows when that is."""
+    r.add_worker()
+    ids = [r.insert(rate_key="api", rate_limit=2, rate_per_s=600.0) for _ in range(5)]
+    other = r.insert()
+    assert dispatcher.run_pass() == 3
+    assert dispatcher.run_pass() == 0
+    assert [r.row(task_id)["wait_reason"] for task_id in ids] == [None, None, "rate_limit", "rate_limit", "rate_limit"]
+    assert r.row(other)["status"] == DISPATCHED
+    assert not dispatcher.is_due
+
+    db.unit(lambda: TaskStart.update(at=TaskStart.at - 599.9).execute())
+    assert dispatcher.run_pass() == 0
+    wait_for("the window", lambda: dispatcher.is_due)
+    assert dispatcher.run_pass() == 2
+    assert r.row(ids[4])["status"] == QUEUED
+
+
+def test_a_rule_for_a_rate_key_goes_before_what_its_tasks_say(dispatcher: Dispatcher) -> None:
+    """Stricter or looser."""
+    r.add_worker()
+    for _ in range(5):
+        r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0)
+    set_rule("rate", "api", rate_limit=3, rate_per_s=60.0)
+    assert dispatcher.run_pass() == 3
+
+
+def test_a_start_that_was_not_made_does_not_count(dispatcher: Dispatcher) -> None:
+    """The start and the task's new status are one commit."""
+    r.add_worker()
+    task_id = r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0)
+    r.dispatch(task_id, task_id)
+    r.dispatch(task_id)
+    assert db.read(lambda: TaskStart.select().count()) == 1
+
+
+def test_a_task_whose_time_to_start_has_passed_is_not_started(dispatcher: Dispatcher) -> None:
+    """Even if the sweep has not ended it yet."""
+    r.add_worker()
+    r.insert(expires_at=db.read(db.clock) - 1)
+    assert dispatcher.run_pass() == 0
+
+
+def test_a_crowd_behind_full_keys_and_rates_is_not_walked_through(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known to be full is left to the database: the few pages do not grow with the crowd."""
+    monkeypatch.setattr(orchestrator, "PAGE", 5)
+    pages = []
+    page = orchestrator.Walk._page
+    monkeypatch.setattr(orchestrator.Walk, "_page", lambda walk: pages.append(1) or page(walk))
+    r.add_worker()
+    r.running(concurrency_key="full")
+    r.running(rate_key="api", rate_limit=1, rate_per_s=600.0)
+    r.running(concurrency_key="half", concurrency_limit=2)
+    for _ in range(20):
+        r.insert(concurrency_key="full")
+        r.insert(concurrency_key="half", concurrency_limit=1)
+        r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0)
+    free = r.insert()
+    assert dispatcher.run_pass() == 1
+    assert r.row(free)["status"] == DISPATCHED
+    assert len(pages) <= 6
+
+
+def test_a_pass_that_finds_nothing_to_start_writes_nothing(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd behind a full rate costs reading only."""
+    r.add_worker()
+    for _ in range(3):
+        r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0)
+    assert dispatcher.run_pass() == 1
+    monkeypatch.setattr(db, "unit", lambda *_, **__: pytest.fail("a pass without need wrote"))
+    assert dispatcher.run_pass() == 0

@@ -229,4 +229,4 @@ def test_no_answer_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _impatient(patiently: Any) -> Any:
-    return lambda work, patience_s, *more: patiently(work, 0.0, *more)
+    return lambda work, patience_s, **more: patiently(work, 0.0, **more)

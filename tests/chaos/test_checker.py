@@ -16,6 +16,7 @@ from tests.chaos.checker import check
 from tests.chaos.load import JOURNAL
 from tests.servers import wait_for
 from tower import db, lifecycle, queries, trace
+from tower.folder import open_folder
 from tower.lifecycle import Outcome
 from tower.models import Task, TaskEvent, new_id
 from tower.settings import Settings
@@ -26,7 +27,7 @@ def ended(settings: Settings) -> str:
     claim = make.running()
     db.unit(lambda: lifecycle.finish(claim, Outcome("succeeded", result="{}"), new_id()))
     task, events = make.row(claim.id), db.read(lambda: queries.events(claim.id))
-    with trace.open_folder(settings.trace_dir, claim.id) as folder:
+    with open_folder(settings.trace_dir, claim.id) as folder:
         for name, text in (
             (trace.INPUT, trace.render_input(task)),
             (trace.OUTPUT, trace.render_output(task, events)),

@@ -10,7 +10,18 @@ from tower.errors import FAILURES
 from tower.spec import Status
 from tower.trace import rfc3339
 
-WaitReason = Literal["not_before", "retry_backoff", "concurrency_key", "no_worker", "no_free_slot"]
+WaitReason = Literal[
+    "not_before",
+    "retry_backoff",
+    "paused",
+    "concurrency_key",
+    "rate_limit",
+    "type_limit",
+    "queue_limit",
+    "tower_limit",
+    "no_worker",
+    "no_free_slot",
+]
 
 _ID = "0192f0c1-2345-7abc-8def-0123456789ab"
 _AT = "2031-05-01T08:00:00.000Z"
@@ -209,6 +220,7 @@ class QueueInfo(BaseModel):
     queued: int = Field(examples=[0])
     dispatched: int = Field(examples=[0])
     running: int = Field(examples=[1])
+    paused: bool = Field(description="Whether nothing of it starts, because it or the whole tower is paused.", examples=[False])
     workers: int = Field(examples=[1])
     slots: int = Field(examples=[8])
 

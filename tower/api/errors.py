@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from tower.errors import Conflict, InvalidTask, NotFound, TooLarge, TowerError, Unavailable
+from tower.errors import Conflict, InvalidRule, InvalidTask, NotFound, TooLarge, TowerError, Unavailable
 from tower.jsontext import BadJson
 from tower.spec import BulkRequest, TaskFilter, TaskSpec
 
 MEDIA_TYPE = "application/problem+json"
 
-_STATUS: dict[type[TowerError], int] = {InvalidTask: 422, NotFound: 404, Conflict: 409, TooLarge: 413, Unavailable: 503}
+_STATUS: dict[type[TowerError], int] = {InvalidTask: 422, InvalidRule: 422, NotFound: 404, Conflict: 409, TooLarge: 413, Unavailable: 503}
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 416: "range_not_satisfiable"}
 
 #: RFC 9110's names, where older Pythons have older ones.

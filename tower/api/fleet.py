@@ -4,10 +4,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from tower import db, queries
+from tower import db, load, queries
 from tower.api.answers import Handlers, Queues, Workers
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
+from tower.decision import QUEUE, TOWER
 from tower.handler import Registry
 from tower.trace import rfc3339
 
@@ -49,7 +50,7 @@ def queue_list(request: Request) -> dict[str, Any]:
     """List every queue of a known type or a waiting task, with the workers that serve it."""
     registry: Registry = request.app.state.registry
     lease_s: float = request.app.state.settings.lease_s
-    counts, live = db.read(lambda: (queries.queues(), queries.live_workers(lease_s)))
+    counts, live, paused = db.read(lambda: (queries.queues(), queries.live_workers(lease_s), load.paused()))
     return {
         "queues": [
             {
@@ -59,6 +60,7 @@ def queue_list(request: Request) -> dict[str, Any]:
                 "dispatched": 0,
                 "running": 0,
                 **counts.get(name, {}),
+                "paused": bool({(TOWER, ""), (QUEUE, name)} & paused),
                 "workers": sum(name in worker["queues"] for worker in live),
                 "slots": sum(worker["slots"] for worker in live if name in worker["queues"]),
             }

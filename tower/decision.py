@@ -1,0 +1,230 @@
+"""What may start: a pure function of waiting tasks, what is in flight, the rules and a clock.
+
+The orchestrator actor starts tasks by `choose`, and everybody is told why a task waits by `obstacle`, which `choose` asks: so the
+reason that is shown is the true one.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+NOT_BEFORE, RETRY_BACKOFF, PAUSED = "not_before", "retry_backoff", "paused"
+CONCURRENCY_KEY, RATE_LIMIT = "concurrency_key", "rate_limit"
+TYPE_LIMIT, QUEUE_LIMIT, TOWER_LIMIT = "type_limit", "queue_limit", "tower_limit"
+NO_WORKER, NO_FREE_SLOT = "no_worker", "no_free_slot"
+
+#: What a rule is for. The tower's own has no name.
+TOWER, QUEUE, TYPE, KEY, RATE = "tower", "queue", "type", "key", "rate"
+
+#: Tasks that wait at the workers, per slot, so that none idles between two tasks.
+PREFETCH = 0.25
+
+Row = Mapping[str, Any]
+#: A kind and a name: what rules are for, and what tasks in flight are counted by.
+Place = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a rule says of its place."""
+
+    max_running: int | None = None
+    rate_limit: int | None = None
+    rate_per_s: float | None = None
+    paused_at: float | None = None
+    paused_by: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a task cannot start now, and what would free it."""
+
+    reason: str
+    #: Whose limit or pause it is.
+    place: Place = (TOWER, "")
+    #: How many may be in flight there, or start within `per_s`, and how many are or did.
+    limit: int | None = None
+    count: int = 0
+    per_s: float | None = None
+    #: When the clock alone frees it; None if something has to happen.
+    until: float | None = None
+
+
+@dataclass
+class Load:
+    """What a decision looks at beside the tasks: room, counts, starts, rules, and the time."""
+
+    now: float
+    #: How many more may be in flight: in all, and on each queue that a worker serves.
+    room: int
+    queues: dict[str, int]
+    #: How many tasks are in flight in each place.
+    running: Counter[Place] = field(default_factory=Counter)
+    #: The lowest concurrency limit among the tasks in flight with a key.
+    key_limits: dict[str, int] = field(default_factory=dict)
+    #: When tasks with a rate key started.
+    starts: dict[str, list[float]] = field(default_factory=dict)
+    rules: Mapping[Place, Limits] = field(default_factory=dict)
+
+    def copy(self) -> "Load":
+        """Return one of its own that may change."""
+        starts = {key: list(times) for key, times in self.starts.items()}
+        return replace(self, queues=dict(self.queues), running=Counter(self.running), key_limits=dict(self.key_limits), starts=starts)
+
+    def add(self, row: Row) -> None:
+        """Count one more task in flight, and its start."""
+        self._count(row, 1)
+        key, rate_key = row["concurrency_key"], row["rate_key"]
+        if key is not None:
+            self.key_limits[key] = min(row["concurrency_limit"], self.key_limits.get(key, row["concurrency_limit"]))
+        if rate_key is not None:
+            self.starts.setdefault(rate_key, []).append(self.now)
+
+    def remove(self, row: Row) -> None:
+        """Count a task in flight no more; the lowest limit of its key stays until nothing of the key is in flight."""
+        self._count(row, -1)
+        key = row["concurrency_key"]
+        if key is not None and self.running[KEY, key] <= 0:
+            self.key_limits.pop(key, None)
+
+    def _count(self, row: Row, by: int) -> None:
+        for place in _places(row):
+            self.running[place] += by
+        self.room -= by
+        if row["queue"] in self.queues:
+            self.queues[row["queue"]] -= by
+
+    def rule(self, kind: str, name: str) -> Limits:
+        """Return what the rules say of a place."""
+        return self.rules.get((kind, name), _NO_LIMITS)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether any task at all could start."""
+        whole = self.rule(TOWER, "")
+        return self.room > 0 and whole.paused_at is None and not _is_full(self.running[TOWER, ""], whole.max_running)
+
+    def open_queues(self) -> list[str]:
+        """Return the queues that can take one more."""
+        return [name for name, room in self.queues.items() if room > 0 and not self._is_closed(QUEUE, name)] if self.is_open else []
+
+    def closed(self, kind: str) -> list[str]:
+        """Return the names of a kind of which nothing can start, whatever the task says of itself."""
+        names = {name for what, name in (*self.rules, *self.running) if what == kind}
+        return sorted(name for name in names if self._is_closed(kind, name))
+
+    def _is_closed(self, kind: str, name: str) -> bool:
+        rule, limits = self.rule(kind, name), [self.key_limits.get(name)] if kind == KEY else []
+        return rule.paused_at is not None or _is_full(self.running[kind, name], rule.max_running, *limits)
+
+
+_NO_LIMITS = Limits()
+
+
+def measure(
+    now: float, workers: Iterable[Row], in_flight: Iterable[Row], rules: Mapping[Place, Limits], prefetch: float = PREFETCH
+) -> Load:
+    """Return the load: the workers' slots and a small prefetch, less what is in flight, and what of it counts against which limit.
+
+    Rows of `in_flight` are tasks of one queue, type and concurrency key: their `count`, how many of them are `holding` a slot of a
+    worker that stays, and their `lowest` concurrency limit.
+    """
+    room, queues = 0, dict[str, int]()
+    for worker in workers:
+        takes = math.ceil(worker["slots"] * (1 + prefetch))
+        room += takes
+        for queue in worker["queues"] if takes else ():  # a worker that is stopping has no slots left and serves nothing
+            queues[queue] = queues.get(queue, 0) + takes
+    running, lowest = Counter[Place](), dict[str, int]()
+    for row in in_flight:
+        room -= row["holding"]
+        if row["queue"] in queues:
+            queues[row["queue"]] -= row["holding"]
+        for place in _places(row):
+            running[place] += row["count"]
+        key = row["concurrency_key"]
+        if key is not None:
+            lowest[key] = min(row["lowest"], lowest.get(key, row["lowest"]))
+    return Load(now, room, queues, running, lowest, {}, rules)
+
+
+def choose(candidates: Iterable[Row], load: Load) -> tuple[list[str], Load]:
+    """Return the ids of the candidates, which come in order, that may start, and the load when they have."""
+    chosen, load = list[str](), load.copy()
+    for row in candidates:
+        if not load.is_open:
+            break
+        if obstacle(row, load) is None:
+            chosen.append(row["id"])
+            load.add(row)
+    return chosen, load
+
+
+def obstacle(row: Row, load: Load) -> Obstacle | None:
+    """Return why a queued task cannot start under this load; None if it can."""
+    if row["ready_at"] > load.now:
+        return Obstacle(RETRY_BACKOFF if row["attempt"] else NOT_BEFORE, until=row["ready_at"])
+    return _pause(row, load) or _key_limit(row, load) or _rate_limit(row, load) or _limit(row, load) or _slot(row, load)
+
+
+def rate_of(row: Row, rules: Mapping[Place, Limits]) -> tuple[str, int, float] | None:
+    """Return the rate that a task is held to: its key, how many starts, and within how many seconds; None if it is held to none."""
+    key = row["rate_key"]
+    if key is None:
+        return None
+    rule = rules.get((RATE, key), _NO_LIMITS)
+    limit, per_s = (rule.rate_limit, rule.rate_per_s) if rule.rate_limit else (row["rate_limit"], row["rate_per_s"])
+    return (key, limit, per_s) if limit and per_s else None
+
+
+def _places(row: Row) -> list[Place]:
+    """Return where a task counts."""
+    places = [(TOWER, ""), (QUEUE, row["queue"]), (TYPE, row["type"])]
+    return places if row["concurrency_key"] is None else [*places, (KEY, row["concurrency_key"])]
+
+
+def _pause(row: Row, load: Load) -> Obstacle | None:
+    return next((Obstacle(PAUSED, place) for place in _places(row) if load.rule(*place).paused_at is not None), None)
+
+
+def _key_limit(row: Row, load: Load) -> Obstacle | None:
+    key = row["concurrency_key"]
+    if key is None:
+        return None
+    limits = (row["concurrency_limit"], load.rule(KEY, key).max_running, load.key_limits.get(key))
+    limit, count = min(limit for limit in limits if limit is not None), load.running[KEY, key]
+    return Obstacle(CONCURRENCY_KEY, (KEY, key), limit, count) if count >= limit else None
+
+
+def _rate_limit(row: Row, load: Load) -> Obstacle | None:
+    rate = rate_of(row, load.rules)
+    if rate is None:
+        return None
+    key, limit, per_s = rate
+    # A start that lies ahead shows that the clock was set back: it counts, but not for longer than a window.
+    within = sorted(at for at in load.starts.get(key, ()) if abs(load.now - at) < per_s)
+    if len(within) < limit:
+        return None
+    return Obstacle(RATE_LIMIT, (RATE, key), limit, len(within), per_s, until=within[-limit] + per_s)
+
+
+def _limit(row: Row, load: Load) -> Obstacle | None:
+    for reason, place in ((TYPE_LIMIT, (TYPE, row["type"])), (QUEUE_LIMIT, (QUEUE, row["queue"])), (TOWER_LIMIT, (TOWER, ""))):
+        limit, count = load.rule(*place).max_running, load.running[place]
+        if limit is not None and count >= limit:
+            return Obstacle(reason, place, limit, count)
+    return None
+
+
+def _slot(row: Row, load: Load) -> Obstacle | None:
+    place = (QUEUE, row["queue"])
+    if row["queue"] not in load.queues:
+        return Obstacle(NO_WORKER, place)
+    return Obstacle(NO_FREE_SLOT, place) if load.room <= 0 or load.queues[row["queue"]] <= 0 else None
+
+
+def _is_full(count: int, *limits: int | None) -> bool:
+    return any(limit is not None and count >= limit for limit in limits)

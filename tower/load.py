@@ -1,0 +1,61 @@
+"""The rows that a decision looks at beside the tasks: what is in flight, the rules, the starts of rates."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from peewee import Case, fn
+
+from tower import db
+from tower.decision import Limits, Load, Place, Row, measure, rate_of
+from tower.models import IN_FLIGHT, RUNNING, Rule, Task, TaskStart, Worker
+
+#: What the decision needs to know of a task.
+COLUMNS = (
+    *(Task.id, Task.rank, Task.queue, Task.type, Task.ready_at, Task.attempt),
+    *(Task.concurrency_key, Task.concurrency_limit, Task.rate_key, Task.rate_limit, Task.rate_per_s),
+)
+_LIMITS = ("max_running", "rate_limit", "rate_per_s", "paused_at", "paused_by", "reason")
+
+
+def read(workers: Iterable[Row]) -> Load:
+    """Return the load on these live workers now, without the starts of any rate."""
+    return measure(db.clock(), workers, in_flight(), rules())
+
+
+def rules() -> dict[Place, Limits]:
+    """Return what the rules say."""
+    return {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in Rule.select().dicts()}
+
+
+def paused() -> set[Place]:
+    """Return what is paused."""
+    return {(kind, name) for kind, name in Rule.select(Rule.kind, Rule.name).where(Rule.paused_at.is_null(False)).tuples()}
+
+
+def in_flight() -> list[dict[str, Any]]:
+    """Return what is in flight by queue, type and key; what a stopping worker still runs holds no slot."""
+    stopping = Worker.select(Worker.id).where(Worker.slots == 0)
+    leaving = (Task.status == RUNNING) & Task.worker_id.in_(stopping)
+    columns = (Task.queue, Task.type, Task.concurrency_key)
+    counts = (
+        fn.COUNT(Task.id).alias("count"),
+        fn.SUM(Case(None, [(leaving, 0)], 1)).alias("holding"),
+        fn.MIN(Task.concurrency_limit).alias("lowest"),
+    )
+    return list(Task.select(*columns, *counts).where(Task.status << IN_FLIGHT).group_by(*columns).dicts())
+
+
+def add_starts(load: Load, rows: Iterable[Row], chosen: Counter[str] | None = None) -> None:
+    """Read, for the rates that these tasks are held to, the starts that still count; `chosen` are starts of this pass by rate key."""
+    wanted: dict[str, tuple[int, float]] = {}
+    for row in rows:
+        rate = rate_of(row, load.rules)
+        if rate:
+            key, limit, per_s = rate
+            known = wanted.get(key, (0, 0.0))
+            wanted[key] = max(limit, known[0]), max(per_s, known[1])
+    for key, (limit, per_s) in wanted.items():
+        query = TaskStart.select(TaskStart.at).where(TaskStart.rate_key == key, TaskStart.at > load.now - per_s)
+        found = [float(at) for (at,) in query.order_by(TaskStart.at.desc()).limit(limit).tuples()]
+        load.starts[key] = found + [load.now] * (chosen or Counter())[key]
