@@ -111,7 +111,7 @@ def test_a_late_beat_keeps_the_processes_of_a_live_worker(rows: Settings, monkey
         return fence(task_id, attempt, beat)
 
     monkeypatch.setattr("tower.sweep.lifecycle.fence", beaten)
-    Sweep(rows, None).run_once()  # type: ignore[arg-type]
+    Sweep(rows, r.Nudges()).run_once()  # type: ignore[arg-type]
     assert killed == []
     assert r.row(claim.id)["status"] == RUNNING
 
