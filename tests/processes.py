@@ -2,6 +2,8 @@
 
 import psutil
 
+from tests.servers import wait_for
+
 
 def marked(task_id: str) -> list[int]:
     """Return the live processes that carry the mark of a task; a zombie is dead."""
@@ -15,12 +17,20 @@ def marked(task_id: str) -> list[int]:
     return found
 
 
-def guardian_of(pid: int) -> psutil.Process | None:
-    """Return the live guardian that a process has started."""
-    for child in psutil.Process(pid).children(recursive=True):
-        try:
-            if child.status() != psutil.STATUS_ZOMBIE and any(word.endswith("guardian.py") for word in child.cmdline()):
-                return child
-        except psutil.Error:
-            continue
-    return None
+def guardian_of(pid: int, *, besides: psutil.Process | None = None) -> psutil.Process:
+    """Wait for a guardian that a process has started, another one than is given, and return it."""
+    found: list[psutil.Process] = []
+
+    def look() -> bool:
+        found[:] = [child for child in psutil.Process(pid).children(recursive=True) if child != besides and _is_guardian(child)]
+        return bool(found)
+
+    wait_for("a guardian", look)
+    return found[0]
+
+
+def _is_guardian(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and any(word.endswith("guardian.py") for word in process.cmdline())
+    except psutil.Error:
+        return False

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.acceptance.stack import ROOT, Process, Stack
+from tests.acceptance.stack import ROOT, Stack
 from tests.processes import guardian_of, marked
 from tests.servers import Postgres, Redis, wait_for
 from tower.models import new_id
@@ -33,13 +32,6 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 
 def start_family(stack: Stack) -> str:
     return stack.enqueue("command", {"argv": ["sh", "-c", FAMILY], "cwd": str(stack.folder)})
-
-
-def guardian(server: Process) -> psutil.Process:
-    wait_for("a guardian", lambda: guardian_of(server.popen.pid) is not None)
-    found = guardian_of(server.popen.pid)
-    assert found
-    return found
 
 
 def is_succeeded_by_next_life(stack: Stack, task_id: str) -> bool:
@@ -80,9 +72,9 @@ def test_a_guardian_that_is_killed_is_replaced(stack: Stack) -> None:
     server = stack.server()
     task_id = start_family(stack)
     wait_for("the family", lambda: len(marked(task_id)) == SIZE)
-    first = guardian(server)
+    first = guardian_of(server.popen.pid)
     first.kill()
-    wait_for("another guardian", lambda: guardian(server) != first)
+    guardian_of(server.popen.pid, besides=first)
     assert (len(marked(task_id)), stack.task(task_id)["status"]) == (SIZE, "running")
     server.end(signal.SIGKILL)
     wait_for("the end of all", lambda: marked(task_id) == [])
@@ -94,7 +86,7 @@ def test_what_survives_both_is_ended_by_the_next_life(stack: Stack) -> None:
     task_id = start_family(stack)
     wait_for("the family", lambda: len(marked(task_id)) == SIZE)
     server.popen.send_signal(signal.SIGSTOP)  # or it would start another guardian
-    guardian(server).kill()
+    guardian_of(server.popen.pid).kill()
     server.end(signal.SIGKILL)
     assert len(marked(task_id)) == SIZE
     assert is_succeeded_by_next_life(stack, task_id)

@@ -17,7 +17,10 @@ from tower import faults
 
 
 def run(tower: Tower, *argv: str, **more: object) -> dict[str, object]:
-    return tower.wait(tower.enqueue("command", {"argv": list(argv), **more}), seconds=40)
+    """Run a program to its end and its trace."""
+    task = tower.wait(tower.enqueue("command", {"argv": list(argv), **more}), seconds=40)
+    tower.traced(str(task["id"]))
+    return task
 
 
 def test_a_program_runs_and_its_output_and_exit_code_are_kept(tower: Tower, tmp_path: Path) -> None:
@@ -63,6 +66,7 @@ def test_a_program_is_looked_for_where_it_will_run(sqlite_tower: Tower, tmp_path
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\necho {name} was given $1\n")
         (tmp_path / "bin" / name).chmod(0o755)
         task = run(sqlite_tower, name, "two  words", cwd=str(tmp_path), env={"PATH": "bin:/usr/bin:/bin"})
+        assert task["status"] == "succeeded", task["error"]
         assert f"] {name} was given two" in sqlite_tower.log(str(task["id"]))
 
 
