@@ -23,11 +23,11 @@ LEVELS = [
     ["tower.spec"],
     ["tower.handler", "tower.broker", "tower.trace", "tower.queries", "tower.tree"],
     ["tower.bulk", "tower.retention"],
-    ["tower.sweep", "tower.fsck", "tower.rules", "tower.why"],
+    ["tower.sweep", "tower.fsck", "tower.rules", "tower.why", "tower.backup"],
     ["tower.orchestrator"],
     ["actors"],
     ["tower.api", "tower.client"],
-    ["tower.cli_options", "tower.cli_rules"],
+    ["tower.cli_options", "tower.cli_backup", "tower.cli_rules"],
     ["tower.main", "tower.actors", "tower.cli", "tower.cli_trace", "devops_control_tower"],
 ]
 DOORS = {"tower.main", "tower.actors", "tower.cli", "tower.cli_trace"}

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import click
 
-from tower import __version__, cli_rules, cli_trace, jsontext, present
+from tower import __version__, cli_backup, cli_rules, cli_trace, jsontext, present
 from tower.cli_options import as_json, asks, by, labels, task_id
 from tower.client import Client, Unreachable
 from tower.errors import SettingsError, TowerError
@@ -272,5 +272,6 @@ def _tell_many(told: dict[str, Any], done: str, as_json: bool) -> None:
     click.echo(f"tower: {count} {'task' if count == 1 else 'tasks'} {would}{done}.", err=True)
 
 
+cli_backup.add_to(cli)
 cli_rules.add_to(cli)
 cli_trace.add_to(cli)

@@ -247,6 +247,41 @@ def lock_for_dispatch() -> None:
         database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK + 1,))
 
 
+#: Runs a SELECT and yields its rows, a few held in memory at a time.
+Rows = Callable[[str], Iterator[tuple[Any, ...]]]
+
+_FETCHED = 200
+
+
+@contextmanager
+def snapshot() -> Iterator[Rows]:
+    """Let many tables be read as they are at this one moment, however long that takes; nobody is held up meanwhile."""
+    with database.connection_context():
+        database.execute_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if is_postgres() else "BEGIN DEFERRED")
+        try:
+            yield _from_postgres if is_postgres() else _from_sqlite
+        finally:
+            database.execute_sql("ROLLBACK")
+
+
+def _from_sqlite(statement: str) -> Iterator[tuple[Any, ...]]:
+    cursor = database.execute_sql(statement)
+    while rows := cursor.fetchmany(_FETCHED):
+        yield from rows
+
+
+def _from_postgres(statement: str) -> Iterator[tuple[Any, ...]]:
+    database.execute_sql(f"DECLARE snapshot_rows NO SCROLL CURSOR FOR {statement}")
+    while rows := database.execute_sql(f"FETCH {_FETCHED} FROM snapshot_rows").fetchall():
+        yield from rows
+    database.execute_sql("CLOSE snapshot_rows")
+
+
+def schema() -> list[str]:
+    """Return the names of the steps that this tower's schema is made of, in order."""
+    return sorted(path.stem for path in _MIGRATIONS.glob("[0-9]*.py"))
+
+
 def migrate(*, patience_s: float = 30.0) -> list[str]:
     """Bring the schema up to date, once, however many processes start together; return what was applied."""
 
