@@ -236,9 +236,9 @@ def clock() -> float:
     return float(database.execute_sql(f"SELECT {now().sql}").fetchone()[0])
 
 
-def likely(condition: Any) -> Any:
+def likely(condition: str) -> peewee.SQL:
     """Return a condition that most rows meet: SQLite, which keeps no statistics, would take an index on it before one that orders."""
-    return condition if is_postgres() else peewee.fn.likely(condition)
+    return peewee.SQL(condition if is_postgres() else f"likely({condition})")
 
 
 def lock_for_dispatch() -> None:

@@ -4,6 +4,7 @@ Every function runs inside `db.unit`. A transition happened only if its update c
 back from the dead, and then nothing happens. See ARROWS for what may follow what.
 """
 
+import hashlib
 import json
 import logging
 import random
@@ -123,6 +124,7 @@ def _row(task: NewTask, at: float) -> dict[str, Any]:
     return {
         **{field.name: getattr(task, field.name) for field in fields(NewTask)},
         "labels": json.dumps(task.labels, ensure_ascii=False),
+        "lane": _lane(task),
         "status": QUEUED,
         "rank": at - task.priority,
         "seq": 1,
@@ -133,6 +135,12 @@ def _row(task: NewTask, at: float) -> dict[str, Any]:
         "queued_at": at,
         "updated_at": at,
     }
+
+
+def _lane(task: NewTask) -> str:
+    """Return the lane of a task: a digest of all that restricts its start."""
+    restricted = [task.queue, task.type, task.concurrency_key, task.concurrency_limit, task.rate_key, task.rate_limit, task.rate_per_s]
+    return hashlib.sha256(json.dumps(restricted).encode()).hexdigest()[:32]
 
 
 def dispatch(ids: Sequence[str]) -> list[Nudge]:

@@ -68,6 +68,8 @@ class Task(Row):
     rate_key = TextField(null=True)
     rate_limit = IntegerField(null=True)
     rate_per_s = DoubleField(null=True)
+    #: The same for tasks that are restricted alike: same queue, type, keys and limits.
+    lane = TextField()
     #: The client's name for this request, and a digest of its body.
     idempotency_key = TextField(null=True, unique=True)
     idempotency_hash = TextField(null=True)

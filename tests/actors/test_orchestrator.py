@@ -1,6 +1,9 @@
 """The passes of the orchestrator actor, on both databases."""
 
+import random
 import threading
+import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -8,8 +11,7 @@ import pytest
 from actors import orchestrator
 from actors.orchestrator import Dispatcher
 from tests import rows as r
-from tests.servers import wait_for
-from tower import db, lifecycle
+from tower import db, lifecycle, load, queries
 from tower.lifecycle import Outcome
 from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Rule, TaskStart, new_id
 from tower.settings import Settings
@@ -147,7 +149,7 @@ def test_the_lowest_limit_of_those_in_flight_counts(dispatcher: Dispatcher) -> N
     assert {r.row(generous)["status"], r.row(more)["status"]} == {DISPATCHED}
 
 
-def test_a_rate_lets_no_more_start_than_its_window_allows(dispatcher: Dispatcher) -> None:
+def test_a_rate_lets_no_more_start_than_its_window_allows(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the starts leave the window the next ones follow, and the dispatcher knows when that is."""
     r.add_worker()
     ids = [r.insert(rate_key="api", rate_limit=2, rate_per_s=600.0) for _ in range(5)]
@@ -156,11 +158,14 @@ def test_a_rate_lets_no_more_start_than_its_window_allows(dispatcher: Dispatcher
     assert dispatcher.run_pass() == 0
     assert [r.row(task_id)["wait_reason"] for task_id in ids] == [None, None, "rate_limit", "rate_limit", "rate_limit"]
     assert r.row(other)["status"] == DISPATCHED
-    assert not dispatcher.is_due
-
-    db.unit(lambda: TaskStart.update(at=TaskStart.at - 599.9).execute())
+    db.unit(lambda: TaskStart.update(at=TaskStart.at - 300).execute())
     assert dispatcher.run_pass() == 0
-    wait_for("the window", lambda: dispatcher.is_due)
+    assert not dispatcher.is_due
+    later = time.monotonic() + 301
+    monkeypatch.setattr("actors.orchestrator.time.monotonic", lambda: later)
+    assert dispatcher.is_due
+
+    db.unit(lambda: TaskStart.update(at=TaskStart.at - 300).execute())
     assert dispatcher.run_pass() == 2
     assert r.row(ids[4])["status"] == QUEUED
 
@@ -190,24 +195,64 @@ def test_a_task_whose_time_to_start_has_passed_is_not_started(dispatcher: Dispat
     assert dispatcher.run_pass() == 0
 
 
-def test_a_crowd_behind_full_keys_and_rates_is_not_walked_through(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is known to be full is left to the database: the few pages do not grow with the crowd."""
-    monkeypatch.setattr(orchestrator, "PAGE", 5)
-    pages = []
-    page = orchestrator.Walk._page
-    monkeypatch.setattr(orchestrator.Walk, "_page", lambda walk: pages.append(1) or page(walk))
-    r.add_worker()
+def fill_up() -> None:
+    """Let a key and a rate be full, and one key half full for those that ask for less."""
     r.running(concurrency_key="full")
-    r.running(rate_key="api", rate_limit=1, rate_per_s=600.0)
+    r.dispatch(r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0))
     r.running(concurrency_key="half", concurrency_limit=2)
-    for _ in range(20):
+
+
+def insert_crowd(size: int) -> None:
+    for _ in range(size):
         r.insert(concurrency_key="full")
         r.insert(concurrency_key="half", concurrency_limit=1)
         r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0)
+
+
+@pytest.mark.parametrize(("lanes", "looks"), [(100, 0), (0, 4)])
+def test_a_crowd_behind_full_keys_and_rates_is_not_walked_through(
+    dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, lanes: int, looks: int
+) -> None:
+    """What is known to be full is left to the database: the tasks looked at do not grow with the crowd."""
+    monkeypatch.setattr(orchestrator, "LANES", lanes)
+    monkeypatch.setattr(orchestrator, "PAGE", 5)
+    monkeypatch.setattr(dispatcher, "_is_needed", lambda: True)
+    pages, page = [], orchestrator.Walk._page
+    monkeypatch.setattr(orchestrator.Walk, "_page", lambda walk: pages.append(1) or page(walk))
+    r.add_worker()
+    fill_up()
+    insert_crowd(20)
     free = r.insert()
     assert dispatcher.run_pass() == 1
     assert r.row(free)["status"] == DISPATCHED
-    assert len(pages) <= 6
+    assert len(pages) <= looks
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lanes_pages_and_one_look_at_all_decide_alike(rows: Settings, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """However the waiting tasks are read, the same ones start."""
+    some = random.Random(seed)
+    r.add_worker(slots=some.choice([4, 16]), queues='["default", "other"]')
+    fill_up()
+    insert_crowd(3)
+    for kind, name in (("type", "echo"), ("key", "a"), ("queue", "other")):
+        set_rule(kind, name, max_running=some.randint(3, 8), paused_at=some.choice([None, None, 1.0]))
+    for _ in range(60):
+        key, rate = some.choice([None, None, "a", "b", "half"]), some.choice([None, None, "api", "hub"])
+        fields = {"rate_key": rate, "rate_limit": some.randint(1, 4), "rate_per_s": 600.0} if rate else {}
+        fields |= {"queue": some.choice(["default", "other", "gone"]), "type": some.choice(["echo", "sleep"])}
+        r.insert(concurrency_key=key, concurrency_limit=some.randint(1, 3), priority=some.randint(-50, 50), **fields)
+
+    def decide(lanes: int, page: int) -> list[str]:
+        monkeypatch.setattr(orchestrator, "LANES", lanes)
+        monkeypatch.setattr(orchestrator, "PAGE", page)
+        walk, picked = orchestrator.Walk(load.read(queries.live_workers(30))), list[str]()
+        while walk.goes_on:
+            picked += walk.step()
+        return picked
+
+    by_lanes, by_pages, at_once = (db.read(partial(decide, lanes, page)) for lanes, page in ((100, 5), (0, 5), (0, 1000)))
+    assert by_lanes == by_pages == at_once != []
 
 
 def test_a_pass_that_finds_nothing_to_start_writes_nothing(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
