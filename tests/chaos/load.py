@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,9 @@ class Load:
     def __init__(self, url: str, run: str, journal: Path, seed: int, count: int, seconds: float) -> None:
         self._url, self._run, self._journal, self._seed = url, run, journal, seed
         self._count, self._seconds = count, seconds
-        self._numbers = iter(range(count))
+        self._numbers: Iterator[int] = iter(range(count))
         self._lock = threading.Lock()
+        self.asked: set[int] = set()
         #: The ids that were answered, by number.
         self.accepted: dict[int, str] = {}
         #: Answers that told of another id than an earlier one for the same key, or that should not be.
@@ -77,7 +79,8 @@ class Load:
             thread.start()
 
     def finish(self, seconds: float) -> None:
-        """Wait until every task has an answer, so long at most."""
+        """Ask for no more tasks; wait until each that was asked for has an answer, so long at most."""
+        self._numbers = iter(())
         self._deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(seconds + 20)
@@ -89,6 +92,7 @@ class Load:
                     number = next(self._numbers, None)
                 if number is None:
                     return
+                self.asked.add(number)
                 time.sleep(max(0.0, self._began + number * self._seconds / self._count - time.monotonic()))
                 body = spec(self._run, number, self._journal, self._seed)
                 self._ask_for(client, number, body)
