@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from tower.settings import child_environment
 
 _PROGRAM = Path(__file__).with_name("guardian.py")
 _PAUSE_S = 1.0
-#: So many guardians that lived no second mean that another one will not either.
+#: So many guardians in a row that lived so short a time mean that another one will not do better.
 _SHORT_S, _MOST_SHORT = 1.0, 3
 _STOP_S = 5.0
 
@@ -50,6 +49,7 @@ class Guard:
         """Start the guardian, which keeps the worker's lifeline open too, and see to it that there is always one."""
         self._lifeline = lifeline
         self._launch()
+        self._is_up = self._guardian is not None
         self._keeper = threading.Thread(target=self._keep, name="guard", daemon=True)
         self._keeper.start()
 
@@ -64,7 +64,10 @@ class Guard:
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a guardian, or will be at once; without one no process may be started."""
+        """Whether there is a guardian, or will be at once; without one no process may be started.
+
+        Once there was none, a new one counts only when it has lived a while.
+        """
         return self._is_up
 
     def watch(self, group: int, mark: str, deadline: float) -> bool:
@@ -121,42 +124,41 @@ class Guard:
                     pass_fds=() if self._lifeline is None else (self._lifeline,),
                 )
             except OSError as error:
-                self._give_up(str(error))
+                _log.debug("no guardian can be started: %s", error)
                 return
             assert guardian.stdin is not None  # noqa: S101  # we asked for a pipe
             os.set_blocking(guardian.stdin.fileno(), False)
-            self._guardian, self._is_up = guardian, True
+            self._guardian = guardian
             self._tell_all(*self._groups)
-        self._outage.end()
-
-    def _give_up(self, why: str) -> None:
-        self._is_up = False
-        self._outage.begin("child processes cannot be guarded, so this worker takes no tasks until they can: %s", why)
 
     def _keep(self) -> None:
         """Wait for the guardian's end, and start another at once; if that does not go, let the worker stop what runs."""
         short = 0
-        while not self._stopping.is_set():
-            if self._is_up:
-                short = 0 if self._outlives(_SHORT_S) else short + 1
-                if self._stopping.is_set():
-                    return
-                _log.warning("the guardian of this worker's child processes ended; another one is started")
-            if short == _MOST_SHORT:
-                self._give_up("the guardian ends as soon as it is started")
-            else:
-                self._launch()
-            if not self._is_up:
+        while True:
+            short = 0 if self._outlives() else short + 1
+            if self._stopping.is_set():
+                return
+            _log.warning("the guardian of this worker's child processes ended; another one is started")
+            self._launch()
+            if self._guardian is None or short >= _MOST_SHORT:
+                self._is_up = False
+                self._outage.begin("child processes cannot be guarded, so this worker takes no tasks until they can")
                 self._when_lost()
                 self._stopping.wait(_PAUSE_S)
-                short = 0
 
-    def _outlives(self, seconds: float) -> bool:
-        """Wait until the guardian ends; return whether it lived so long."""
-        began, guardian = time.monotonic(), self._guardian
-        assert guardian is not None  # noqa: S101  # asked by the only thread that replaces it
-        guardian.wait()
+    def _outlives(self) -> bool:
+        """Wait until the guardian ends; return whether it was one that could be relied on."""
+        guardian, lived = self._guardian, False
+        if guardian is None:
+            return False
+        try:
+            guardian.wait(_SHORT_S)
+        except subprocess.TimeoutExpired:
+            lived = self._is_up = True
+            self._outage.end()
+            guardian.wait()
         with self._lock:
+            self._guardian = None
             if guardian.stdin:
                 guardian.stdin.close()
-        return time.monotonic() - began >= seconds
+        return lived
