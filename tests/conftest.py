@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from fastapi.testclient import TestClient
 
@@ -21,6 +22,10 @@ QUICK: dict[str, Any] = {"lease_s": 2.0, "beat_s": 0.2, "sweep_s": 0.2, "redis_u
 
 #: What a whole tower is tested on; the fast part of the suite leaves Postgres to the tests of rows.
 KINDS = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.slow)]
+
+# How fast a loaded machine makes examples is no property of the tower.
+hypothesis.settings.register_profile("tower", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("tower")
 
 _names = itertools.count()
 
