@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LEASE_LOST = "lease_lost"
 
 #: From the first request to end to the one that cannot be refused.
-TERM_S = 5.0
+TERM_S = 4.5
 #: How long output is read on after the command itself has ended, while a process it left holds the pipe.
 _LINGER_S = 0.5
 _TICK_S = 0.1
