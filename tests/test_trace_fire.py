@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,8 +61,9 @@ class Disk:
         def refuse(*_: Any, **__: Any) -> None:
             raise OSError(number, os.strerror(number))
 
-        for call in ("pwrite", "fsync", "mkdir", "rename"):
-            self._patched.setattr(f"tower.folder.os.{call}", refuse)
+        # A stand-in for the module, since a changed `os` would fail everybody in this process.
+        calls = {name: getattr(os, name) for name in dir(os)} | dict.fromkeys(("pwrite", "fsync", "mkdir", "rename"), refuse)
+        self._patched.setattr("tower.folder.os", SimpleNamespace(**calls))
 
     def free(self) -> None:
         """Make it large and writable."""
