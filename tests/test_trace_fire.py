@@ -179,8 +179,8 @@ def test_what_is_taken_away_while_a_task_runs_comes_back(own_tower: Tower, disk:
     go = tmp_path / "go"
     task_id = own_tower.enqueue("command", {"argv": ["sh", "-c", f"echo one; until [ -e {go} ]; do sleep 0.05; done; echo two"]})
     folder = own_tower.settings.trace_dir / task_id
-    wait_for("the first line", lambda: (folder / "log.txt").exists() and "] one\n" in (folder / "log.txt").read_text())
-    taken = folder / name
+    taken, log = folder / name, folder / "log.txt"
+    wait_for("the first line", lambda: taken.exists() and log.exists() and "] one\n" in log.read_text())
     shutil.rmtree(taken) if taken.is_dir() else taken.unlink()
     go.touch()
     assert own_tower.wait(task_id)["status"] == "succeeded"
