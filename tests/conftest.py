@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from fastapi.testclient import TestClient
 
@@ -23,6 +24,11 @@ QUICK: dict[str, Any] = {"lease_s": 2.0, "beat_s": 0.2, "sweep_s": 0.2, "redis_u
 KINDS = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.slow)]
 
 _names = itertools.count()
+
+#: For `--hypothesis-profile=long`: half an hour of what the suite tries for seconds.
+hypothesis.settings.register_profile(
+    "long", max_examples=3000, stateful_step_count=100, deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
 
 
 @pytest.fixture(scope="session")
