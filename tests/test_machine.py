@@ -18,7 +18,16 @@ import peewee
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests import rows as r
 from tests.conftest import forget_all_rows
@@ -30,7 +39,7 @@ from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, 
 pytestmark = pytest.mark.slow
 
 SHORT = settings(
-    max_examples=20, stateful_step_count=35, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 #: What each event says of the status that it led to; the others change none.
@@ -48,6 +57,8 @@ OUTCOMES = {
     "timed out": Outcome(TIMED_OUT, error={"code": "timeout", "message": "too slow"}),
     "cancelled": lifecycle.WAS_CANCELLED,
 }
+#: So few that late workers meet the tasks they had.
+MOST_TASKS = 3
 WORKERS = st.sampled_from(["w1", "w2"])
 LOST = st.sampled_from([False, False, True])
 
@@ -166,10 +177,16 @@ class Lifecycle(RuleBasedStateMachine):
 
     # What clients do.
 
-    @rule(target=tasks, attempts=st.integers(1, 3), losses=st.integers(1, 3), starts=st.sampled_from(["any time", "in time", "late"]))
+    @initialize(target=tasks)
+    def begin(self) -> str:
+        return self._insert(5, 5, False, None, None)
+
+    @precondition(lambda self: len(self.lives) < MOST_TASKS)
+    @rule(target=tasks, attempts=st.integers(1, 4), losses=st.integers(1, 4), starts=st.sampled_from(["any time", "in time", "late"]))
     def enqueue(self, attempts: int, losses: int, starts: str) -> str:
         return self._insert(attempts, losses, starts == "late", None, {"late": 1.0, "in time": 4e9}.get(starts))
 
+    @precondition(lambda self: len(self.lives) < MOST_TASKS)
     @rule(target=tasks, parent=tasks)
     def enqueue_child(self, parent: str) -> str:
         return self._insert(2, 2, False, parent, None)
@@ -182,14 +199,10 @@ class Lifecycle(RuleBasedStateMachine):
         self.lives[task_id] = Life(attempts, losses, is_late, tree)
         return task_id
 
-    @rule(task=tasks)
-    def cancel(self, task: str) -> None:
-        assert db.unit(lambda: lifecycle.cancel(task, "alice")) == self.lives[task].cancel()
-
-    @rule(task=tasks)
-    def cancel_tree(self, task: str) -> None:
-        tree = [name for name, life in self.lives.items() if life.tree == self.lives[task].tree]
-        said = db.unit(lambda: [lifecycle.cancel(name, None) for name in tree])
+    @rule(task=tasks, whole_tree=st.booleans())
+    def cancel(self, task: str, whole_tree: bool) -> None:
+        tree = [name for name, life in self.lives.items() if life.tree == self.lives[task].tree] if whole_tree else [task]
+        said = db.unit(lambda: [lifecycle.cancel(name, "alice") for name in tree])
         assert said == [self.lives[name].cancel() for name in tree]
 
     # What the orchestrator actor does.
@@ -201,7 +214,6 @@ class Lifecycle(RuleBasedStateMachine):
         if life.status == QUEUED:
             life.move(DISPATCHED, "dispatched")
 
-    @rule(task=tasks)
     def undeliver(self, task: str) -> None:
         life = self.lives[task]
         assert db.unit(lambda: lifecycle.undeliver([task])) == ([task] if life.status == DISPATCHED else [])
@@ -245,7 +257,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.all_claims.append(claim)
         return claim
 
-    @rule(claim=claims, how=st.sampled_from(sorted(OUTCOMES)), is_lost=LOST, speaks=st.booleans())
+    @rule(claim=claims, how=st.sampled_from(["failed", "failed", *OUTCOMES]), is_lost=LOST, speaks=st.booleans())
     def finish(self, claim: Claim, how: str, is_lost: bool, speaks: bool) -> None:
         tail = [LogPart(next(self.parts), "last words\n")] if speaks else []
         if tail and self.lives[claim.id].lease == claim:
@@ -306,20 +318,29 @@ class Lifecycle(RuleBasedStateMachine):
         still_so = life.status == RUNNING and (life.attempt, life.beat) == (attempt, beat)
         assert db.unit(lambda: lifecycle.expire(task, attempt, beat, "it is gone")) == (life.lose() if still_so else None)
 
-    @rule()
-    def give_up_late(self) -> None:
+    @rule(fenced=sightings)
+    def lose(self, fenced: tuple[str, int, int]) -> None:
+        task, attempt, beat = fenced
+        life = self.lives[task]
+        if life.lease and (life.attempt, life.beat) == (attempt, beat):
+            self.fence(fenced)
+            self.expire((task, attempt, beat + 1))
+
+    @rule(task=tasks, chore=st.sampled_from(["give_up_late", "nudge", "trace", "undeliver"]))
+    def do_a_chore(self, task: str, chore: str) -> None:
+        getattr(self, chore)(task)
+
+    def give_up_late(self, _: str) -> None:
         late = {task for task, life in self.lives.items() if life.is_late and life.status in (QUEUED, DISPATCHED)}
         assert set(db.unit(lambda: lifecycle.give_up_late(100))) == late
         for task in late:
             self.lives[task].move(TIMED_OUT, TIMED_OUT)
 
-    @rule()
-    def nudge(self) -> None:
+    def nudge(self, _: str) -> None:
         db.unit(lambda: Task.update(nudge_at=0).execute())
         due = {nudge.id for nudge in db.unit(lambda: reminders.due_to_run(100))}
         assert due == {task for task, life in self.lives.items() if life.status == DISPATCHED}
 
-    @rule(task=tasks)
     def trace(self, task: str) -> None:
         db.unit(lambda: reminders.traced(task, r.row(task)["seq"], 0))
 
