@@ -29,6 +29,11 @@ hypothesis.settings.load_profile("tower")
 
 _names = itertools.count()
 
+#: For `--hypothesis-profile=long`: half an hour of what the suite tries for seconds.
+hypothesis.settings.register_profile(
+    "long", max_examples=3000, stateful_step_count=100, deadline=None, print_blob=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
+
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:

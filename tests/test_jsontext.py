@@ -1,6 +1,7 @@
 """JSON as the tower accepts it."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -54,6 +55,121 @@ def test_no_bytes_raise_anything_but_bad_json(data: bytes) -> None:
         return
     assert "\x00" not in jsontext.dumps(value)
     jsontext.canonical(value).encode()
+
+
+STRINGS = st.sampled_from(
+    [
+        '""',
+        '"a"',
+        '"b"',
+        r'"\u0061"',
+        r'"\ud83d\ude00"',
+        '"😀"',
+        r'"\ud800"',
+        r'"\u0000"',
+        '"\x00"',
+        '"\x7f"',
+        '"\u2028"',
+        r'"\/"',
+        '"\ufeff"',
+        "'a'",
+    ]
+)
+NUMBERS = st.sampled_from(
+    [
+        "0",
+        "-0",
+        "-0.0",
+        "01",
+        "+1",
+        "1.",
+        ".5",
+        "1e5",
+        "1e400",
+        "-1e-400",
+        str(2**63),
+        str(2**63 - 1),
+        "7" * 5000,
+        "7" * 5000 + ".5",
+        "NaN",
+        "-Infinity",
+    ]
+)
+NAMES = st.sampled_from(["null", "true", "false", "True", "undefined", "", "//", "\ufeff"])
+
+
+def _nested(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    pairs = st.tuples(STRINGS, inner).map(":".join)
+    lists = st.lists(inner, max_size=4).map(lambda items: f"[{','.join(items)}]")
+    objects = st.lists(pairs, max_size=4).map(lambda items: f"{{{' , '.join(items)}}}")
+    return lists | objects | st.tuples(inner, st.integers(1, 150)).map(lambda pair: "[" * pair[1] + pair[0] + "]" * pair[1])
+
+
+NEARLY_JSON = st.recursive(STRINGS | NUMBERS | NAMES, _nested, max_leaves=12)
+CODECS = st.sampled_from(["utf-8"] * 8 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1"])
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> bytes:
+    """Return what looks like JSON, and mostly is, with a byte or two changed now and then."""
+    data = bytearray(draw(NEARLY_JSON).encode(draw(CODECS), "backslashreplace"))
+    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
+        place = draw(st.integers(0, len(data)))
+        data[place : place + draw(st.integers(0, 1))] = draw(st.binary(max_size=1))
+    return bytes(data)
+
+
+@pytest.mark.slow
+@given(bodies())
+@settings(CALM, max_examples=500)
+def test_whatever_is_accepted_means_the_same_to_every_reader(data: bytes) -> None:
+    """To Python's own parser, and to ours after it was written down again; all else is BadJson."""
+    try:
+        value = jsontext.loads(data)
+    except BadJson as error:
+        assert 0 < len(str(error)) < 400
+        return
+    assert repr(value) == repr(json.loads(data.decode()))
+    for text in (jsontext.dumps(value), jsontext.canonical(value)):
+        assert jsontext.loads(text.encode()) == value
+    assert repr(jsontext.loads(jsontext.dumps(value).encode())) == repr(value)
+
+
+MANY = 1_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * MANY,
+        b'{"":' * (MANY // 4),
+        b"7" * MANY,
+        b"-" * MANY,
+        b"7" * MANY + b".0",
+        b"1e" + b"9" * MANY,
+        b'"' + b"\\" * MANY,
+        b'"' + b"\\u0000" * (MANY // 6) + b'"',
+        b'"' + b"\\ud800" * (MANY // 6) + b'"',
+        b" " * MANY,
+        b"\n" * MANY + b"x",
+        b"\xff" * MANY,
+        b'{"a":1' + b',"a":1' * (MANY // 6) + b"}",
+        b"[" + b"1," * (MANY // 2) + b"]",
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_a_megabyte_of_rubbish_costs_little(data: bytes) -> None:
+    """Not its square in time, which would never end, and a few dozen times its size in memory."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadJson) as raised:
+            jsontext.loads(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * len(data)
+    assert len(str(raised.value)) < 400
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from actors.crew import Crew
 from actors.handlers import load as load_handlers
 from tower import faults, log
 from tower.api import create_app
+from tower.api.wire import Wire
 from tower.broker import Nudger, open_broker
 from tower.db import close_database, open_database
 from tower.errors import SettingsError
@@ -94,7 +95,7 @@ def main(*, host: str | None = None, port: int | None = None) -> int:
     # uvicorn hands a signal on after its shutdown; by then there is nothing left to do.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    options = {"log_config": None, "access_log": False, "server_header": False, "timeout_graceful_shutdown": _GRACE_S}
+    options = {"http": Wire, "log_config": None, "access_log": False, "server_header": False, "timeout_graceful_shutdown": _GRACE_S}
     server = uvicorn.Server(uvicorn.Config(app, **options))  # type: ignore[arg-type]
     address, number = listener.getsockname()[:2]
     _log.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, number)

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import dramatiq
@@ -15,6 +16,7 @@ from tests.conftest import BASE, KINDS, QUICK, Tower
 from tests.servers import wait_for
 from tower import db
 from tower.api import create_app
+from tower.api.wire import Wire
 from tower.broker import Nudger
 from tower.handler import Registry
 from tower.main import build
@@ -44,7 +46,14 @@ def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="package")
 def port(api: Tower) -> Iterator[int]:
     """The port of a real server before the same app, for what only sockets show."""
-    config = uvicorn.Config(api.client.app, port=0, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)  # type: ignore[arg-type]
+    with serving(api.client.app) as number:
+        yield number
+
+
+@contextmanager
+def serving(app: Any, http: type[Wire] = Wire) -> Iterator[int]:
+    """Run a real server before an app and give its port."""
+    config = uvicorn.Config(app, http=http, port=0, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="uvicorn", daemon=True)
     thread.start()

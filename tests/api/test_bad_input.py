@@ -44,6 +44,13 @@ def with_field(name: str, text: str) -> str:
     return f'{{"type":"echo","{name}":{text}}}'
 
 
+def with_rate(name: str, text: str) -> str:
+    members = ",".join(f'"{key}":{value}' for key, value in {**RATE, name: text}.items())
+    return with_field("rate", f"{{{members}}}")
+
+
+RATE = {"key": '"a"', "limit": "1", "per_s": "60"}
+
 BAD_BODIES: dict[str, str | bytes] = {
     "nothing": "",
     "not JSON": "type=echo",
@@ -118,6 +125,50 @@ BAD_BODIES: dict[str, str | bytes] = {
     "a newline in requested_by": with_field("requested_by", r'"alice\nbob"'),
     "a newline in a key": with_field("idempotency_key", r'"a\nb"'),
     "ANSI in a label": with_field("labels", r'{"a":"\u001b[2J"}'),
+    "a rate of text": with_field("rate", '"10/min"'),
+    "a rate without a window": with_field("rate", '{"key":"a","limit":1}'),
+    "a rate of nothing": with_rate("limit", "0"),
+    "a rate below zero": with_rate("limit", "-1"),
+    "a rate of half a start": with_rate("limit", "1.5"),
+    "a rate over a million": with_rate("limit", "1000001"),
+    "a rate of 5,000 digits": with_rate("limit", "7" * 5000),
+    "a window of no length": with_rate("per_s", "0"),
+    "a window below zero": with_rate("per_s", "-0.0"),
+    "a window of over a day": with_rate("per_s", "86400.5"),
+    "a window without end": with_rate("per_s", "1e999"),
+    "a window of NaN": with_rate("per_s", "NaN"),
+    "an empty rate key": with_rate("key", '""'),
+    "a rate key of 256": with_rate("key", json.dumps("k" * 256)),
+    "a rate key with NUL": with_rate("key", r'"a\u0000"'),
+    "ANSI in a rate key": with_rate("key", r'"\u001b[31m"'),
+    "a lone surrogate in a rate key": with_rate("key", r'"\ud800"'),
+    "a rate with more": with_field("rate", '{"key":"a","limit":1,"per_s":1,"burst":9}'),
+    "a rate key twice": with_field("rate", '{"key":"a","key":"b","limit":1,"per_s":1}'),
+    "a limit of none": with_field("concurrency_limit", "0"),
+    "a limit below zero": with_field("concurrency_limit", "-1"),
+    "a limit over 10,000": with_field("concurrency_limit", "10001"),
+    "a limit over 64 bits": with_field("concurrency_limit", str(2**64)),
+    "a limit as text": with_field("concurrency_limit", '"1"'),
+    "a limit of true": with_field("concurrency_limit", "true"),
+    "a silence of nothing": with_field("silence_s", "0"),
+    "a silence below zero": with_field("silence_s", "-5"),
+    "a silence without end": with_field("silence_s", "1e999"),
+    "a silence of over a year": with_field("silence_s", "1e9"),
+    "a silence as text": with_field("silence_s", '"5"'),
+    "a parent of another form": with_field("parent_id", '"../../etc/passwd"'),
+    "a parent in capitals": with_field("parent_id", '"0192F0C1-2345-7ABC-8DEF-0123456789AB"'),
+    "a parent with a newline": with_field("parent_id", r'"0192f0c1-2345-7abc-8def-0123456789ab\n"'),
+    "a parent that is not there": with_field("parent_id", '"0192f0c1-2345-7abc-8def-0123456789ab"'),
+    "an empty parent": with_field("parent_id", '""'),
+    "a number as end": with_field("expires_at", "1700000000"),
+    "an end without zone": with_field("expires_at", '"2031-05-01T08:00:00"'),
+    "an end before 1970": with_field("expires_at", '"0001-01-01T00:00:00+23:59"'),
+    "an end after 9998": with_field("expires_at", '"9999-12-31T23:59:59.999999-23:59"'),
+    "an end with NUL": with_field("expires_at", r'"2031-05-01T08:00:00Z\u0000"'),
+    "a rate key of another task's": with_field("rate_key", '"a"'),
+    "a tree of one's own": with_field("correlation_id", '"0192f0c1-2345-7abc-8def-0123456789ab"'),
+    "a field of JavaScript objects": with_field("__proto__", '{"type":"command"}'),
+    "a field of Python objects": with_field("__class__", '"Rate"'),
     "UTF-16": '{"type":"echo"}'.encode("utf-16"),
     "UTF-16 without a mark": '{"type":"echo"}'.encode("utf-16-le"),
     "UTF-32": '{"type":"echo"}'.encode("utf-32"),
@@ -165,6 +216,11 @@ HARMLESS: dict[str, Any] = {
     "far planes": {"emoji": "👩‍👩‍👧‍👦", "nonchars": "\uffff\U0010ffff\ufeff", "combining": "e" + "\u0301" * 500, "private": "\ue000"},
     "numbers at their limits": {"max": 2**63 - 1, "min": -(2**63), "tiny": 5e-324, "huge": 1.7976931348623157e308, "zero": -0.0},
     "97 levels": json.loads(deep(97)),
+    "a command line's traps": {
+        "argv": ["-rf", "--", "-", "", "~", "$HOME", "*"],
+        "cwd": "../../../..",
+        "env": {"A=B": "c", "LD_PRELOAD": "x"},
+    },
     "a long string": {"text": "x" * 1_000_000},
     "many keys": {str(number): number for number in range(10_000)},
 }
