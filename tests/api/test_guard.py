@@ -1,12 +1,16 @@
 """Who may ask, how a body must come, and the headers of every answer."""
 
+import asyncio
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from tests.api.conftest import bare_app, count, is_problem, talk
 from tests.conftest import BASE, Tower
+from tower.api.guard import Guard
 from tower.settings import Settings
 
 pytestmark = pytest.mark.slow  # a walk over a whole surface
@@ -251,3 +255,26 @@ _SECURITY = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+
+
+def test_a_request_that_a_stopping_server_ends_is_told_to_come_again() -> None:
+    """503, as whenever it is unknown what was done; not 500, which would say that it is nobody's turn to ask again."""
+    sent: list[dict[str, Any]] = []
+
+    async def never(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def cancelled() -> None:
+        guard = Guard(never, allowed_hosts=(), max_body=1, forms_below="/dashboard/")
+        scope = {"type": "http", "method": "GET", "path": "/tasks", "headers": [(b"host", b"localhost")]}
+        request = asyncio.ensure_future(guard(scope, never, send))
+        await asyncio.sleep(0)
+        request.cancel()
+        await request
+
+    asyncio.run(cancelled())
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (503, "stopping")
+    assert (b"retry-after", b"2") in sent[0]["headers"]

@@ -17,7 +17,7 @@ from tests.chaos.stage import Stage, signal_to
 _PAUSE = (0.4, 1.6)
 _STEPS = (3600, 60, -30, -5)
 #: A process is left alone until it is at work, but for this part of the cases.
-_EARLY = 0.1
+_EARLY = 0.02
 
 
 class Nemesis:

@@ -1,5 +1,6 @@
 """What stands before every route: who may ask (Host, Origin), how a body must be declared and how large it may be, security headers."""
 
+import asyncio
 import re
 from collections.abc import Iterable
 
@@ -19,6 +20,8 @@ _SECURITY = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+STOPPING = "The server is stopping; ask again in a moment, with the same idempotency key if you gave one."
+_SOON = {"retry-after": "2"}
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
@@ -63,10 +66,14 @@ class Guard:
         try:
             refusal = self._refuse(scope, Headers(scope=scope))
             await (refusal or self._app)(scope, receive_limited, send_guarded)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             if started:
                 raise
-            await unexpected(scope, error)(scope, receive, send_guarded)
+            # Cancelled: the server stops and has waited long enough; whether the request did its work, nobody knows here.
+            answer = (
+                problem(503, "stopping", STOPPING, headers=_SOON) if isinstance(error, asyncio.CancelledError) else unexpected(scope, error)
+            )
+            await answer(scope, receive, send_guarded)
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
         hosts = headers.getlist("host")
