@@ -231,3 +231,107 @@ def test_a_connection_that_failed_is_not_used_again(sqlite_settings: Settings) -
     with pytest.raises(Unavailable, match="readonly"):
         db.unit(work, patience_s=0.1)
     r.insert()
+
+
+SAID_BY_POSTGRES = {
+    "40001": "holds a lock",
+    "40P01": "holds a lock",
+    "55P03": "holds a lock",
+    "57014": "holds a lock",
+    "53100": "disk of the database is full",
+    "25006": "can only be read",
+    "XX001": "is damaged",
+    "XX002": "is damaged",
+    "53300": "no more connections",
+    "25P03": "does not answer",
+    "25P04": "does not answer",
+    "53200": "does not answer",
+    "57P01": "does not answer",
+    "57P03": "does not answer",
+    "58030": "does not answer",
+    "XX000": "does not answer",
+}
+
+
+@pytest.fixture
+def postgres_rows(shared_database: str) -> Iterator[None]:
+    """The database that tests of rows share, on Postgres alone."""
+    db.open_database(Settings(database_url=shared_database, **QUICK))
+    yield
+    db.close_database()
+
+
+@pytest.mark.usefixtures("postgres_rows")
+@pytest.mark.parametrize("code", SAID_BY_POSTGRES)
+def test_what_postgres_says_is_understood_in_any_language(code: str) -> None:
+    """By its code; the same work may succeed a moment later, and a client is told to come again."""
+    runs = []
+
+    def once() -> int:
+        runs.append(1)
+        if len(runs) == 1:
+            fail()
+        return len(runs)
+
+    def fail() -> None:
+        db.database.execute_sql(f"DO $$ BEGIN RAISE EXCEPTION 'nanu' USING ERRCODE = '{code}'; END $$")
+
+    assert db.unit(once) == 2
+    with pytest.raises(Unavailable, match=SAID_BY_POSTGRES[code]):
+        db.unit(fail, patience_s=0)
+
+
+@pytest.mark.usefixtures("postgres_rows")
+@pytest.mark.parametrize("code", ["22012", "23505", "42601", "25P02"])
+def test_a_mistake_of_ours_is_not_taken_for_an_outage(code: str) -> None:
+    """It would be tried again without end."""
+    with pytest.raises(peewee.DatabaseError):
+        db.unit(lambda: db.database.execute_sql(f"DO $$ BEGIN RAISE EXCEPTION 'nanu' USING ERRCODE = '{code}'; END $$"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("postgres_rows")
+def test_two_that_wait_for_each_other_both_get_their_turn() -> None:
+    """Postgres ends one of a deadlock, which starts over."""
+    first, second = r.insert(), r.insert()
+    both = threading.Barrier(2)
+    runs = []
+
+    def touch(one: str, other: str) -> None:
+        runs.append(one)
+        Task.update(title=one).where(Task.id == one).execute()
+        if len(runs) <= 2:
+            both.wait(10)
+        Task.update(title=one).where(Task.id == other).execute()
+
+    threads = [threading.Thread(target=db.unit, args=(lambda pair=pair: touch(*pair),)) for pair in ((first, second), (second, first))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(runs) == 3
+    assert r.row(first)["title"] == r.row(second)["title"]
+    db.unit(lambda: Task.delete().execute())
+
+
+def test_a_pool_without_a_free_connection_is_no_hang(sqlite_settings: Settings) -> None:
+    """Whoever waits for one is told to come again."""
+    db.open_database(sqlite_settings.model_copy(update={"db_pool": 1}))
+    db.migrate()
+    db.database.obj._wait_timeout = 0.1
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with db.database.connection_context():
+            taken.set()
+            done.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    taken.wait(10)
+    with pytest.raises(Unavailable, match="TOWER_DB_POOL"):
+        db.read(lambda: Task.select().count(), patience_s=0)
+    done.set()
+    holder.join(10)
+    assert db.read(lambda: Task.select().count()) == 0
+    db.close_database()

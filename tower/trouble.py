@@ -10,14 +10,26 @@ from playhouse.pool import MaxConnectionsExceeded
 
 from tower.log import Outage
 
-#: Part of what a database says, and what that means and needs.
+#: Part of what a database says, or the code that Postgres gives in any language, and what that means and needs.
 _MEANINGS = (
-    (("is full", "no space left", "could not extend file"), "The disk of the database is full; make room there"),
-    (("readonly database", "read-only"), "The database can only be read; make it writable"),
-    (("is locked", "lock timeout", "statement timeout", "deadlock"), "Somebody holds a lock on the database for too long"),
-    (("malformed", "not a database"), "The database file is damaged; stop the tower and restore a backup"),
-    (("unable to open database file",), "The database file cannot be opened; check its folder and its permissions"),
+    (("is full", "no space left", "could not extend file"), ("53100",), "The disk of the database is full; make room there"),
+    (("readonly database", "read-only"), ("25006",), "The database can only be read; make it writable"),
+    (
+        ("is locked", "lock timeout", "statement timeout", "deadlock"),
+        ("55P03", "57014", "40P01", "40001"),
+        "Somebody holds a lock on the database for too long",
+    ),
+    (
+        ("malformed", "not a database"),
+        ("XX001", "XX002"),
+        "The database file is damaged; stop the tower and restore a backup",
+    ),
+    (("unable to open database file",), (), "The database file cannot be opened; check its folder and its permissions"),
+    (("max connections exceeded",), (), "Every database connection of this process is in use; raise TOWER_DB_POOL"),
+    (("too many clients",), ("53300",), "The database takes no more connections; raise its limit or lower TOWER_DB_POOL"),
 )
+#: What psycopg2 files under mistakes of the program, though Postgres or its administrator is at fault: read-only, ended, damaged.
+_NO_MISTAKE = ("25006", "25P03", "25P04", "XX")
 
 #: For so long after a write failed, writing is taken to be impossible, unless one works meanwhile.
 _WRITES_S = 15.0
@@ -39,7 +51,8 @@ def explain(error: BaseException) -> str:
     """Return what the failure means, and what the database said."""
     error = first_of(error)
     said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    meaning = next((meaning for words, meaning in _MEANINGS if any(word in said.lower() for word in words)), None)
+    code, low = _code(error), said.lower()
+    meaning = next((meaning for words, codes, meaning in _MEANINGS if code in codes or any(word in low for word in words)), None)
     return f"{meaning} ({said})." if meaning else f"The database does not answer: {said}."
 
 
@@ -49,7 +62,13 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, peewee.OperationalError | peewee.InterfaceError | MaxConnectionsExceeded):
         # SQLite reports a mistake in a statement like an outage.
         return getattr(error.__cause__ or error.__context__, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+    if isinstance(error, peewee.InternalError) and _code(error).startswith(_NO_MISTAKE):
+        return True
     return isinstance(error, peewee.DatabaseError) and any(word in str(error) for word in ("malformed", "not a database", "read-only"))
+
+
+def _code(error: BaseException) -> str:
+    return getattr(error.__cause__ or error.__context__, "pgcode", None) or ""
 
 
 class Trouble:
