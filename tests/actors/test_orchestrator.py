@@ -10,7 +10,9 @@ import pytest
 
 from actors import orchestrator
 from actors.orchestrator import Dispatcher
+from actors.worker import WorkerProcess
 from tests import rows as r
+from tests.servers import wait_for
 from tower import db, lifecycle, load, queries
 from tower.lifecycle import Outcome
 from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Rule, TaskStart, new_id
@@ -263,3 +265,18 @@ def test_a_pass_that_finds_nothing_to_start_writes_nothing(dispatcher: Dispatche
     assert dispatcher.run_pass() == 1
     monkeypatch.setattr(db, "unit", lambda *_, **__: pytest.fail("a pass without need wrote"))
     assert dispatcher.run_pass() == 0
+
+
+def test_a_worker_looks_when_a_rate_has_become_free(rows: Settings, nudges: r.Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody nudges it, and its next look by itself is far away."""
+    monkeypatch.setattr("actors.worker._LOOK_S", 1e9)
+    worker = WorkerProcess(rows, nudges, slots=1, queues=["default"])  # type: ignore[arg-type]
+    looked, due = threading.Event(), threading.Event()
+    worker.start(looked.set, due.is_set, lambda attempt: None)
+    try:
+        wait_for("its row", lambda: bool(db.read(lambda: queries.live_workers(30))))
+        assert not looked.is_set()
+        due.set()
+        assert looked.wait(20)
+    finally:
+        worker.stop(0)
