@@ -161,21 +161,29 @@ def finishes(stack: Stack, ids: list[str]) -> None:
     assert told(stack, "Traceback") == 0
 
 
-@pytest.mark.parametrize("broken", [("maxmemory", "1", "0"), ("min-replicas-to-write", "3", "0")], ids=["full", "read-only"])
-def test_a_redis_that_takes_nothing_delays_tasks_and_loses_none(
-    stack: Stack, servers: tuple[Postgres, Redis], broken: tuple[str, str, str]
-) -> None:
-    """Readiness and one line per process say so; the work goes on by way of the database."""
-    name, value, well = broken
+BROKEN = {
+    "full": (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+    "without its replicas": (["CONFIG", "SET", "min-replicas-to-write", "3"], ["CONFIG", "SET", "min-replicas-to-write", "0"]),
+    "a replica of what is gone": (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_a_redis_that_takes_nothing_delays_tasks_and_loses_none(stack: Stack, servers: tuple[Postgres, Redis], how: str) -> None:
+    """Readiness and one line per process say so when it begins, one when it is over; the work goes on by way of the database."""
+    broken, well = BROKEN[how]
     with contextlib.closing(redis.Redis.from_url(servers[1].url())) as client:
-        client.config_set(name, value)
+        client.execute_command(*broken)
         ids = [stack.enqueue("echo", {"n": n}) for n in range(5)]
         wait_for("the problem to be told", lambda: ready(stack)["broker"] == "down")
+        assert "tasks" in " ".join(ready(stack)["problems"]).lower()
         finishes(stack, ids)
-        client.config_set(name, well)
+        client.execute_command(*well)
         wait_for("readiness", lambda: is_ready(stack))
         finishes(stack, [stack.enqueue("echo", {})])
-    assert told(stack, "the broker takes no messages") <= len(stack.processes)
+    begun = [process.log.count("the broker takes no messages") for process in stack.processes]
+    assert max(begun) == 1
+    wait_for("the end to be told", lambda: [process.log.count("takes messages again") for process in stack.processes] == begun)
 
 
 def test_a_redis_that_hangs_holds_up_no_request_for_long(stack: Stack, servers: tuple[Postgres, Redis]) -> None:
@@ -246,3 +254,4 @@ def test_a_database_that_is_away_for_longer_than_a_lease_loses_nothing(stack: St
     finishes(stack, ids)
     wait_for("readiness", lambda: is_ready(stack))
     assert told(stack, "Nothing accepted is lost") == len(stack.processes)
+    wait_for("the end to be told", lambda: told(stack, "the database answers again") == len(stack.processes))
