@@ -160,6 +160,7 @@ def changed(place: Path, how: str) -> None:
         told = json.loads(members["manifest.json"])
         told["schema"] = [*told["schema"], "9999_future"] if how == "newer" else told["schema"]
         told["format"] = 99 if how == "other format" else told["format"]
+        told["tables"] |= {"stranger": {"columns": [], "rows": 0, "sha256": ""}} if how == "a stranger" else {}
         members["manifest.json"] = json.dumps(told).encode()
     with tarfile.open(place, "w:gz") as tar:
         for name, text in members.items():
@@ -176,6 +177,7 @@ def changed(place: Path, how: str) -> None:
         ("no manifest", "no whole backup"),
         ("newer", "newer tower"),
         ("other format", "no whole backup"),
+        ("a stranger", "no whole backup"),
     ],
 )
 def test_what_is_not_a_whole_backup_changes_nothing(tmp_path: Path, database: Callable[[str], Settings], how: str, said: str) -> None:
@@ -211,6 +213,18 @@ def test_nothing_is_restored_into_a_database_in_use(tmp_path: Path, database: Ca
     with pytest.raises(BackupError, match="not empty" if used == "task" else "stop it first"):
         backup.restore(place, settings)
     assert everything() == before
+
+
+def test_a_database_that_is_refused_is_not_even_migrated(tmp_path: Path, database: Callable[[str], Settings]) -> None:
+    """A wrong DATABASE_URL must not upgrade somebody's database."""
+    place = made(tmp_path, database)
+    settings = database("sqlite")
+    r.insert()
+    db.unit(lambda: db.database.execute_sql("DELETE FROM schema_migration WHERE name LIKE '0004%'"))
+    with pytest.raises(BackupError, match="not empty"):
+        backup.restore(place, settings)
+    steps = db.read(lambda: [row[0] for row in db.database.execute_sql("SELECT name FROM schema_migration").fetchall()])
+    assert not [name for name in steps if name.startswith("0004")]
 
 
 def test_a_restore_that_breaks_off_leaves_nothing(tmp_path: Path, database: Callable[[str], Settings]) -> None:

@@ -46,10 +46,12 @@ def backup(place: Path, progress: Progress = lambda table, count: None) -> dict[
     """Write every row of the open database to a new file, beside and then renamed; return the manifest. The tower may run meanwhile."""
     if place.exists():
         raise BackupError(f"There is a file {place} already; name another.")
-    beside = place.with_name(f".{place.name}.new")
+    beside: Path | None = None
     try:
-        with beside.open("wb") as file:
-            manifest = _write(file, progress)
+        number, name = tempfile.mkstemp(prefix=f".{place.name}.", suffix=".new", dir=place.parent)
+        beside = Path(name)
+        with open(number, "wb") as file:
+            manifest = _write(file, progress, place.parent)
             file.flush()
             os.fsync(file.fileno())
         os.link(beside, place)  # unlike a rename it never replaces what came meanwhile
@@ -58,26 +60,27 @@ def backup(place: Path, progress: Progress = lambda table, count: None) -> dict[
     except OSError as error:
         raise BackupError(f"The backup cannot be written to {place}: {error.strerror or error}.") from error
     finally:
-        with suppress(OSError):
-            beside.unlink()
+        if beside:
+            with suppress(OSError):
+                beside.unlink()
     return manifest
 
 
-def _write(file: IO[bytes], progress: Progress) -> dict[str, Any]:
+def _write(file: IO[bytes], progress: Progress, folder: Path) -> dict[str, Any]:
     told: dict[str, Any] = {"format": _FORMAT, "tower": __version__, "made_at": datetime.now(UTC).isoformat(timespec="seconds")}
     told |= {"schema": db.schema(), "tables": {}}
     with tarfile.open(fileobj=file, mode="w:gz") as tar:
         with db.snapshot() as rows:
             for table in _KEPT:
-                told["tables"][_name(table)] = _write_table(tar, table, rows, progress)
+                told["tables"][_name(table)] = _write_table(tar, table, rows, progress, folder)
         text = json.dumps(told, indent=2).encode()
         tar.addfile(_member(_MANIFEST, len(text)), io.BytesIO(text))
     return told
 
 
-def _write_table(tar: tarfile.TarFile, table: type[Model], rows: db.Rows, progress: Progress) -> dict[str, Any]:
+def _write_table(tar: tarfile.TarFile, table: type[Model], rows: db.Rows, progress: Progress, folder: Path) -> dict[str, Any]:
     columns, digest, count = _columns(table), hashlib.sha256(), 0
-    with tempfile.TemporaryFile() as held:  # a member of a tar begins with its size
+    with tempfile.TemporaryFile(dir=folder) as held:  # a member of a tar begins with its size
         for row in rows(f"SELECT {', '.join(columns)} FROM {_name(table)}"):  # noqa: S608  # names of our own
             line = json.dumps([_plain(value) for value in row], ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
             held.write(line)
@@ -114,10 +117,16 @@ def restore(place: Path, settings: Settings, progress: Progress = lambda table, 
     The whole file is checked before anything is touched.
     """
     manifest = _verified(place)
-    db.migrate()
     _refuse_newer(manifest["schema"])
-    db.read(partial(_refuse_used, settings))
-    db.unit(partial(_load, place, manifest, progress), patience_s=0)
+    if db.has_tables():
+        db.read(partial(_refuse_used, settings))
+    db.migrate()
+
+    def load() -> None:
+        _refuse_used(settings)  # nobody may have come in between
+        _load(place, manifest, progress)
+
+    db.unit(load, patience_s=0)
     return manifest
 
 
@@ -139,7 +148,8 @@ def _verified(place: Path) -> dict[str, Any]:
         raise BackupError(f"There is no file {place}.") from None
     except (OSError, EOFError, tarfile.TarError, ValueError) as error:
         raise BackupError(f"{place} is no backup of a tower, or it is damaged: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+    known = {_name(table) for table in _KEPT}
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or not known.issuperset(manifest.get("tables") or {"?"}):
         raise BackupError(f"{place} is no whole backup that this tower can read.")
     told = {f"{name}.jsonl": (table["rows"], table["sha256"]) for name, table in manifest["tables"].items()}
     if told != found:
@@ -181,6 +191,8 @@ def _load(place: Path, manifest: dict[str, Any], progress: Progress) -> None:
         for count, rows in _batches(file, columns, binary):
             table.insert_many(rows).execute()
             progress(_name(table), count)
+    if db.is_postgres():
+        db.database.execute_sql("SET LOCAL statement_timeout = 0")
     # The folders of this life are written by it, and its orchestrator has to hear of every task.
     Task.update(traced_seq=0, traced_bytes=0, trace_tries=0, trace_due_at=0, trace_error=None, nudge_at=0).execute()
 

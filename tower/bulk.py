@@ -34,7 +34,7 @@ class Done:
 
 def cancel(chosen: Filter, by: str | None, nudger: Nudger, *, dry_run: bool, patience_s: float) -> Done:
     """Cancel what waits and ask to stop what runs. A whole tree (`correlation_id`) is gone over until nothing of it is left."""
-    found = _Found(chosen, (_can_be_cancelled(),), patience_s)
+    found = _Found(chosen, (_can_be_cancelled(),), patience_s, is_closing=chosen.correlation_id is not None)
     if dry_run:
         return found.count()
 
@@ -91,7 +91,7 @@ def _can_be_cancelled() -> Any:
 class _Found:
     """The tasks that a request is about, found a step at a time."""
 
-    def __init__(self, chosen: Filter, conditions: tuple[Any, ...], patience_s: float) -> None:
+    def __init__(self, chosen: Filter, conditions: tuple[Any, ...], patience_s: float, *, is_closing: bool = False) -> None:
         if chosen.is_empty:
             raise InvalidTask(
                 'An empty filter would mean every task; narrow it as in {"status": ["failed"]} or, for all until then, by created_before.',
@@ -100,8 +100,8 @@ class _Found:
             )
         self._patience_s = patience_s
         self._conditions = (*queries.conditions(chosen), *conditions)
-        if not chosen.correlation_id:
-            # What comes in later was not meant, and the walk must have an end. A tree has one: it takes no more once it is cancelled.
+        if not is_closing:
+            # What comes in later was not meant, and the walk must have an end. A tree that is cancelled has one: it takes no more.
             self._conditions = (*self._conditions, Task.created_at <= db.read(db.clock, patience_s=patience_s))
 
     def count(self) -> Done:

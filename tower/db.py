@@ -258,6 +258,8 @@ def snapshot() -> Iterator[Rows]:
     """Let many tables be read as they are at this one moment, however long that takes; nobody is held up meanwhile."""
     with database.connection_context():
         database.execute_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if is_postgres() else "BEGIN DEFERRED")
+        if is_postgres():
+            database.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # whoever reads may be busy for long with a table
         try:
             yield _from_postgres if is_postgres() else _from_sqlite
         finally:
@@ -275,6 +277,11 @@ def _from_postgres(statement: str) -> Iterator[tuple[Any, ...]]:
     while rows := database.execute_sql(f"FETCH {_FETCHED} FROM snapshot_rows").fetchall():
         yield from rows
     database.execute_sql("CLOSE snapshot_rows")
+
+
+def has_tables() -> bool:
+    """Whether a tower has prepared the database, this one or an older."""
+    return read(lambda: bool(database.table_exists("task")))
 
 
 def schema() -> list[str]:

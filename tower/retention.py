@@ -42,6 +42,8 @@ class Retention:
             TIMED_OUT: settings.keep_timed_out_days,
         }
         self._due_at = 0.0
+        #: Tasks whose folder could not be removed just now.
+        self._stuck: set[str] = set()
         self._outage = Outage(_log, "old tasks can be removed again")
 
     def run_if_due(self) -> None:
@@ -61,17 +63,28 @@ class Retention:
         folder.remove_leftovers(self._root)
         until = time.monotonic() + _STEP_S
         ids = db.read(self._ended)
+        failed: OSError | None = None
         for task_id in ids:
-            _remove(self._root, task_id)
+            try:
+                _remove(self._root, task_id)
+            except OSError as error:  # its folder stays, and with it the row; others go
+                failed = error
+                self._stuck.add(task_id)
             if time.monotonic() > until:
-                return True
-        return len(ids) == _STEP
+                break
+        if len(ids) == _STEP:
+            return True
+        self._stuck.clear()  # to be tried again in a minute
+        if failed:
+            raise failed
+        return False
 
     def _ended(self) -> list[str]:
         found: list[str] = []
         for status, days in self._keep.items():
             if days > 0 and len(found) < _STEP:
                 old = Task.select(Task.id).where(Task.status == status, Task.finished_at < db.now() - days * _DAY_S)
+                old = old.where(Task.id.not_in(list(self._stuck))) if self._stuck else old
                 found += [row[0] for row in old.order_by(Task.finished_at).limit(_STEP - len(found)).tuples()]
         return found
 
