@@ -142,7 +142,8 @@ def test_many_are_changed_in_steps(orchestrator: EnhancedOrchestrator, monkeypat
     assert sorted(repeats()) == ids
 
 
-def test_what_fails_again_at_once_is_not_retried_by_the_same_request(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["status", "tree"])
+def test_what_fails_again_at_once_is_not_retried_by_the_same_request(rows: Settings, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """It would never end."""
 
     class FailingWorker(r.Nudges):
@@ -155,7 +156,9 @@ def test_what_fails_again_at_once_is_not_retried_by_the_same_request(rows: Setti
 
     monkeypatch.setattr(bulk, "_STEP", 1)
     old = [ended(), ended()]
-    done = EnhancedOrchestrator(rows, None, FailingWorker()).retry_all(Filter(statuses=[FAILED]))  # type: ignore[arg-type]
+    db.unit(lambda: Task.update(correlation_id=old[0]).execute())
+    chosen = Filter(statuses=[FAILED]) if by == "status" else Filter(correlation_id=old[0])
+    done = EnhancedOrchestrator(rows, None, FailingWorker()).retry_all(chosen)  # type: ignore[arg-type]
     assert (done.changed, repeats()) == (2, old)
 
 

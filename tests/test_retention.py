@@ -179,6 +179,25 @@ def test_a_folder_that_cannot_be_removed_keeps_its_row(rows: Settings, monkeypat
     assert left(rows) == {task_id}
 
 
+def test_a_folder_that_cannot_be_removed_holds_up_no_other(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many of them are the oldest."""
+    monkeypatch.setattr(retention, "_STEP", 1)
+    stuck, free = ended(rows, days=60), ended(rows, days=50)
+    remove = retention.folder.remove_folder
+
+    def refuse(root: Path, task_id: str) -> None:
+        if task_id == stuck:
+            raise PermissionError(13, "Permission denied")
+        remove(root, task_id)
+
+    monkeypatch.setattr(retention.folder, "remove_folder", refuse)
+    old = Retention(rows)
+    old.run_if_due()
+    old.run_if_due()
+    assert left(rows) == {stuck}
+    assert traces_of(rows, free) == []
+
+
 @pytest.mark.parametrize("writes", [True, False])
 def test_the_sweep_removes_old_tasks_only_where_folders_are_written(rows: Settings, nudges: r.Nudges, writes: bool) -> None:
     """Others may not see the folders at all."""
