@@ -147,7 +147,6 @@ def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
     while True:
         try:
             with _turn(writing, deadline - time.monotonic()), _connected():
-                _file.check()
                 done = work()
             trouble.end(writing=writing)
             return done
@@ -167,8 +166,10 @@ def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
 @contextmanager
 def _connected() -> Iterator[None]:
     """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
+    _file.check()  # before: to open what took its place, beside the journal of the other, could harm both
     database.connect()
     try:
+        _file.check()
         yield
     except peewee.PeeweeException as error:
         if is_outage(error):
@@ -210,6 +211,8 @@ class _File:
         try:
             found = self._path.stat()
         except OSError as error:
+            if self._opened is None:
+                return  # it is about to be made
             raise peewee.OperationalError(f"the file {self._path} is gone; stop the tower, put it back and start again") from error
         now = (found.st_dev, found.st_ino)
         self._opened = self._opened or now
