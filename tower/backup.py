@@ -5,12 +5,14 @@ the counts and the SHA-256 of each. Folders are not in it: they follow from the 
 """
 
 import base64
+import gzip
 import hashlib
 import io
 import json
 import os
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -31,6 +33,7 @@ _MANIFEST = "manifest.json"
 _KEPT = tuple(table for table in TABLES if table is not Worker)
 #: Rows of one INSERT, and their characters: chunks of logs are large.
 _ROWS, _CHARACTERS = 400, 4_000_000
+_PIECE = 1 << 16
 
 Progress = Callable[[str, int], None]
 
@@ -117,7 +120,6 @@ def restore(place: Path, settings: Settings, progress: Progress = lambda table, 
     The whole file is checked before anything is touched.
     """
     manifest = _verified(place)
-    _refuse_newer(manifest["schema"])
     if db.has_tables():
         db.read(partial(_refuse_used, settings))
     db.migrate()
@@ -133,12 +135,14 @@ def restore(place: Path, settings: Settings, progress: Progress = lambda table, 
 def _verified(place: Path) -> dict[str, Any]:
     """Return the manifest of a whole and unchanged file; raise BackupError for any other."""
     found: dict[str, tuple[int, str]] = {}
-    manifest: dict[str, Any] | None = None
+    manifest: Any = None
     try:
         for name, file in _members(place):
+            if name in found or manifest is not None:
+                raise ValueError(f"{name} stands in it twice, or behind the manifest")
             if name == _MANIFEST:
                 manifest = json.loads(file.read())
-                break
+                continue
             digest, count = hashlib.sha256(), 0
             for line in file:
                 digest.update(line)
@@ -146,25 +150,31 @@ def _verified(place: Path) -> dict[str, Any]:
             found[name] = (count, digest.hexdigest())
     except FileNotFoundError:
         raise BackupError(f"There is no file {place}.") from None
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
         raise BackupError(f"{place} is no backup of a tower, or it is damaged: {error}") from error
-    known = {_name(table) for table in _KEPT}
-    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT or not known.issuperset(manifest.get("tables") or {"?"}):
-        raise BackupError(f"{place} is no whole backup that this tower can read.")
-    told = {f"{name}.jsonl": (table["rows"], table["sha256"]) for name, table in manifest["tables"].items()}
+    try:
+        if manifest["format"] != _FORMAT or not {_name(table) for table in _KEPT}.issuperset(manifest["tables"]):
+            raise ValueError
+        told = {f"{name}.jsonl": (table["rows"], table["sha256"]) for name, table in manifest["tables"].items()}
+        _refuse_newer(manifest["schema"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BackupError(f"{place} is no whole backup that this tower can read.") from None
     if told != found:
         wrong = sorted(name for name in told.keys() | found.keys() if told.get(name) != found.get(name))
         raise BackupError(f"{place} is damaged: {', '.join(wrong)} is not what its manifest says.")
-    return manifest
+    return dict(manifest)
 
 
 def _members(place: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with tarfile.open(place, "r|gz") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is None:
-                raise ValueError(f"{member.name} is no file")
-            yield member.name, file
+    with gzip.open(place) as packed:
+        with tarfile.open(fileobj=packed, mode="r|") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is None:
+                    raise ValueError(f"{member.name} is no file")
+                yield member.name, file
+        while packed.read(_PIECE):  # the check-sum of the whole comes last
+            pass
 
 
 def _refuse_newer(schema: list[str]) -> None:
@@ -193,6 +203,7 @@ def _load(place: Path, manifest: dict[str, Any], progress: Progress) -> None:
             progress(_name(table), count)
     if db.is_postgres():
         db.database.execute_sql("SET LOCAL statement_timeout = 0")
+    Task.update(lane=Task.id).where(Task.lane == "").execute()  # of a tower that had no lanes yet: as its migration does
     # The folders of this life are written by it, and its orchestrator has to hear of every task.
     Task.update(traced_seq=0, traced_bytes=0, trace_tries=0, trace_due_at=0, trace_error=None, nudge_at=0).execute()
 
