@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import peewee
 import pytest
 
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, host, lifeline
+from tower import db, host, lifecycle, lifeline, queries
+from tower.lifecycle import Outcome
 from tower.models import FAILED, QUEUED, RUNNING, Task, TaskStart, Worker
 from tower.settings import Settings
 from tower.sweep import Sweep
@@ -208,8 +210,31 @@ def test_a_sweep_wakes_for_the_moment_a_task_may_start_no_more(sweep: Sweep, row
     assert sweep._next_due() < rows.sweep_s
 
 
+def test_nothing_waits_for_a_clock_that_was_set_back(sweep: Sweep, nudges: r.Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was due in five seconds by the clock of then is due in five seconds by the clock of now; what a client named stays."""
+    right = db.now
+    with monkeypatch.context() as ahead:
+        ahead.setattr(db, "now", lambda: peewee.SQL(f"({right().sql} + 3600)"))
+        sweep.run_once()
+        r.add_worker()
+        late = db.read(db.clock) + 60
+        named, sent, failed = r.insert(not_before=late), r.insert(), r.running(max_attempts=2)
+        r.dispatch(sent)
+        outcome = Outcome(FAILED, error={"code": "handler_error", "message": "boom"}, retry_after_s=5.0)
+        assert db.unit(lambda: lifecycle.finish(failed, outcome, "t")) == QUEUED
+    assert r.row(failed.id)["ready_at"] > db.read(db.clock) + 3600
+    sweep.run_once()
+    now = db.read(db.clock)
+    assert [r.row(named)[time] for time in ("ready_at", "nudge_at")] == [late, late]
+    assert now < r.row(failed.id)["ready_at"] < now + 5.1
+    assert r.row(sent)["nudge_at"] < now + 5.1
+    assert r.row(sent)["trace_due_at"] < now + 61
+    assert [worker["beat_at"] < now for worker in db.read(queries.live_workers)] == [True]
+
+
 def test_an_idle_tower_writes_nothing(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that finds nothing due only reads."""
+    """A pass that finds nothing due only reads; but for the first one, which cannot know what the clock did before it."""
+    sweep.run_once()
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a pass without need wrote")

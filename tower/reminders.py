@@ -6,7 +6,7 @@ from typing import Any
 import peewee
 
 from tower import db
-from tower.models import DISPATCHED, QUEUED, Task
+from tower.models import DISPATCHED, QUEUED, Task, Worker
 
 #: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
 NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
@@ -14,6 +14,8 @@ NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
 TRACE_S, TRACE_CEILING_S = 2.0, 60.0
 #: A task that waits is traced after this many seconds; most have started by then.
 WAITING_TRACE_S = 10.0
+#: A time that lies less ahead than this may have been set a moment ago.
+_SET_BACK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,18 @@ def all_due() -> None:
     Task.update(nudge_at=0).where(Task.status == DISPATCHED, Task.nudge_at > db.now()).execute()
     first = Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).order_by(Task.rank, Task.id).limit(1)
     Task.update(nudge_at=0).where(Task.id << first, Task.status == QUEUED).execute()
+
+
+def set_back() -> None:
+    """Bring forward what was due by a clock that has been set back since, by as much as it was; times that clients named stay."""
+    ahead = Task.updated_at - db.now()
+    named = peewee.fn.COALESCE(Task.not_before, 0)
+    later = (db.now() + _SET_BACK_S) < Task.updated_at
+    moved = {time: peewee.Case(None, [(time << (0, named), time)], time - ahead) for time in (Task.ready_at, Task.nudge_at)}
+    Task.update({**moved, Task.updated_at: db.now()}).where(Task.status << (QUEUED, DISPATCHED), later).execute()
+    behind = (Task.traced_seq < Task.seq) & (Task.trace_due_at > db.now() + TRACE_CEILING_S + _SET_BACK_S)
+    Task.update(trace_due_at=db.now()).where(behind).execute()
+    Worker.update(beat_at=db.now()).where(Worker.beat_at > db.now() + _SET_BACK_S).execute()
 
 
 def due_to_run(limit: int) -> list[Nudge]:

@@ -1,6 +1,7 @@
 """The sweep: a thread in every process that repairs what crashes, lost messages and time leave behind, a bounded piece per pass."""
 
 import logging
+import math
 import random
 import threading
 import time
@@ -27,6 +28,8 @@ _WRITTEN, _UNWRITTEN = 20, 1
 _FORGET_LEASES = 4
 #: How soon a worker's death on this machine is seen, between two passes.
 _LOOK_S = 0.25
+#: A database's clock that falls behind ours by more than this between two passes was set back.
+_SET_BACK_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class Sweep:
         #: (task, attempt, beat) -> since when, on our own clock, we have seen it so.
         self._watched: dict[tuple[str, int, int], float] = {}
         self._last_watch = 0.0
+        #: How far the database's clock is ahead of our own; at first it may just have been set back.
+        self._ahead_s = math.inf
         #: What the broker's memory was known by last.
         self._epoch: str | None = None
         self._lifelines = lifeline.folder(settings.run_dir)
@@ -89,6 +94,7 @@ class Sweep:
         steps: tuple[Callable[[], None], ...] = (
             self._take_back,
             self._give_up_late,
+            self._notice_clock,
             self._notice_forgetful_broker,
             self._nudge_queued,
             self._nudge_dispatched,
@@ -147,6 +153,12 @@ class Sweep:
         if self._any(waiting, Task.expires_at.is_null(False), Task.expires_at <= db.now()):
             for task_id in db.unit(lambda: lifecycle.give_up_late(_LIMIT)):
                 self._nudger.send(TRACE, task_id)
+
+    def _notice_clock(self) -> None:
+        """Let nothing wait for a time that was reckoned by a clock which has been set back since."""
+        before, self._ahead_s = self._ahead_s, db.read(db.clock) - time.monotonic()
+        if self._ahead_s < before - _SET_BACK_S:
+            db.unit(reminders.set_back)
 
     def _notice_forgetful_broker(self) -> None:
         """Send every nudge again when the broker was wiped, instead of waiting for each one's time."""
