@@ -98,7 +98,7 @@ def test_a_restored_database_holds_what_was_backed_up(tmp_path: Path, database: 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_a_tower_goes_on_with_what_was_backed_up_while_it_ran(tmp_path: Path, database: Callable[[str], Settings], kind: str) -> None:
-    """Tasks come in and run meanwhile; each that is in the backup reaches its end in the new life, with a whole folder."""
+    """Tasks come in and run meanwhile; each that is in the backup reaches its end in the new life, traced; what may run once ran once."""
     settings = database(kind)
     db.close_database()
     place, stop = tmp_path / "tower.tar.gz", threading.Event()
@@ -107,7 +107,9 @@ def test_a_tower_goes_on_with_what_was_backed_up_while_it_ran(tmp_path: Path, da
         first = tower.enqueue("echo", {"n": 0})
         tower.wait(first)
         sleeping = tower.enqueue("sleep", {"seconds": 300})
-        tower.wait(sleeping, "running")
+        once = tower.enqueue("sleep", {"seconds": 300}, max_attempts=1)
+        for running in (sleeping, once):
+            tower.wait(running, "running")
 
         def keep_busy() -> None:
             while not stop.is_set():
@@ -118,7 +120,8 @@ def test_a_tower_goes_on_with_what_was_backed_up_while_it_ran(tmp_path: Path, da
         manifest = backup.backup(place)
         stop.set()
         busy.join()
-        tower.client.post(f"/tasks/{sleeping}/cancel")
+        for running in (sleeping, once):
+            tower.client.post(f"/tasks/{running}/cancel")
     settings = database("sqlite").model_copy(update={"trace_dir": tmp_path / "new logs"})
     backup.restore(place, settings)
     db.unit(lambda: Task.update(payload='{"seconds": 0.1}').where(Task.id == sleeping).execute())
@@ -129,6 +132,7 @@ def test_a_tower_goes_on_with_what_was_backed_up_while_it_ran(tmp_path: Path, da
         assert len(ids) == manifest["tables"]["task"]["rows"] >= 2
         wait_for("the end of all", lambda: all(tower.task(task_id)["status"] in FINAL for task_id in ids), 60)
         assert (tower.task(sleeping)["status"], tower.task(sleeping)["attempt"]) == ("succeeded", 2)
+        assert (tower.task(once)["error"]["code"], tower.task(once)["attempt"]) == ("worker_lost", 1)
         assert json.loads((tower.traced(first) / "output.json").read_text())["result"] == {"n": 0}
 
 

@@ -439,6 +439,15 @@ def test_what_a_task_did_meanwhile_is_no_difference(tracer: Tracer, rows: Settin
 
 
 @slow
+def test_a_task_that_retention_is_removing_is_left_to_it(tracer: Tracer, rows: Settings) -> None:
+    """Its folder is gone before its row; and what is kept is looked at as ever."""
+    kept, old = ended(tracer).id, ended(tracer).id
+    for task_id in (kept, old):
+        shutil.rmtree(rows.trace_dir / task_id)
+    db.unit(lambda: Task.update(finished_at=db.now() - 31 * 86_400).where(Task.id == old).execute())
+    assert {result.finding.name for result in look(rows)} == {kept}
+
+
 def test_a_task_whose_worker_is_gone_is_left_to_the_sweep(tracer: Tracer, rows: Settings) -> None:
     """Explained, and gone after a pass of it."""
     settings = rows.model_copy(update={"beat_s": 0.01})

@@ -8,23 +8,20 @@ longer run than the suite's:
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import peewee
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
-    multiple,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -39,7 +36,7 @@ from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, 
 pytestmark = pytest.mark.slow
 
 SHORT = settings(
-    max_examples=25, stateful_step_count=50, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 #: What each event says of the status that it led to; the others change none.
@@ -59,8 +56,16 @@ OUTCOMES = {
 }
 #: So few that late workers meet the tasks they had.
 MOST_TASKS = 3
+T = TypeVar("T")
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+
 WORKERS = st.sampled_from(["w1", "w2"])
 LOST = st.sampled_from([False, False, True])
+
+
+def pick(draw: Draw, some: Sequence[T]) -> T:
+    """Draw one by its place, which says more in a report than a random id."""
+    return some[draw(st.integers(0, len(some) - 1))]
 
 
 @dataclass
@@ -160,85 +165,122 @@ def answer_lost(is_lost: bool) -> Iterator[None]:
 class Lifecycle(RuleBasedStateMachine):
     """All that may happen to a few tasks, in any order; each rule says what must come of it."""
 
-    tasks = Bundle("tasks")
-    claims = Bundle("claims")
-    sightings = Bundle("sightings")
-    fences = Bundle("fences")
-
     def __init__(self) -> None:
         super().__init__()
         self.lives: dict[str, Life] = {}
-        self.all_claims: list[Claim] = []
+        self.claims: list[Claim] = []
+        self.sightings: list[tuple[str, int, int]] = []
+        self.fences: list[tuple[str, int, int]] = []
         self.ends: dict[str, tuple[Any, ...]] = {}
         self.parts = itertools.count()
 
     def teardown(self) -> None:
         forget_all_rows()
 
+    # Whom an actor turns to: most often to what lives, so that lives get long; now and then to what is over.
+
+    @property
+    def tasks(self) -> list[str]:
+        live = [task for task, life in self.lives.items() if life.status not in FINAL]
+        return [*live, *live, *list(self.lives)[-2:]]
+
+    @property
+    def holders(self) -> list[Claim]:
+        """The claims that count, then those of workers that come back late, then any."""
+        running = [claim for claim in self.claims if self.lives[claim.id].status == RUNNING]
+        return [*(claim for claim in running if self.lives[claim.id].lease == claim), *running, *self.claims[-2:]]
+
+    @property
+    def running(self) -> list[tuple[str, int, int]]:
+        return [(task, life.attempt, life.beat) for task, life in self.lives.items() if life.status == RUNNING]
+
+    @rule(data=st.data())
+    def act(self, data: st.DataObject) -> None:
+        """Let somebody do what makes sense now. One rule for all: of several, hypothesis would leave some out for a whole life."""
+        who = ["take"] * 16 + ["dispatch", "undeliver", "nudge", "trace", "end_early"]
+        if sum(life.status not in FINAL for life in self.lives.values()) < MOST_TASKS:
+            who += ["enqueue"] * 2
+        if self.claims:
+            who += ["finish"] * 8 + ["beat"] * 5 + ["log", "release"] * 2
+        if self.running:
+            who += ["see"] * 5 + ["fence"] * 3 + ["expire", "lose", "stop"] * 2
+        getattr(self, data.draw(st.sampled_from(who)))(data.draw)
+
     # What clients do.
 
-    @initialize(target=tasks)
-    def begin(self) -> str:
-        return self._insert(5, 5, False, None, None)
+    @initialize()
+    def begin(self) -> None:
+        self._insert(5, 5, False, None, None)
 
-    @precondition(lambda self: len(self.lives) < MOST_TASKS)
-    @rule(target=tasks, attempts=st.integers(1, 4), losses=st.integers(1, 4), starts=st.sampled_from(["any time", "in time", "late"]))
-    def enqueue(self, attempts: int, losses: int, starts: str) -> str:
-        return self._insert(attempts, losses, starts == "late", None, {"late": 1.0, "in time": 4e9}.get(starts))
+    def enqueue(self, draw: Draw) -> None:
+        parent = pick(draw, self.tasks) if draw(st.booleans()) else None
+        expires_at = draw(st.sampled_from([None, None, None, 4e9, 1.0]))
+        self._insert(draw(st.integers(1, 4)), draw(st.integers(1, 4)), expires_at == 1.0, parent, expires_at)
 
-    @precondition(lambda self: len(self.lives) < MOST_TASKS)
-    @rule(target=tasks, parent=tasks)
-    def enqueue_child(self, parent: str) -> str:
-        return self._insert(2, 2, False, parent, None)
-
-    def _insert(self, attempts: int, losses: int, is_late: bool, parent: str | None, expires_at: float | None) -> str:
+    def _insert(self, attempts: int, losses: int, is_late: bool, parent: str | None, expires_at: float | None) -> None:
         task_id = new_id()
         tree = self.lives[parent].tree if parent else task_id
         more = {"parent_id": parent, "correlation_id": tree, "expires_at": expires_at}
         r.insert(id=task_id, max_attempts=attempts, max_losses=losses, **more)
         self.lives[task_id] = Life(attempts, losses, is_late, tree)
-        return task_id
 
-    @rule(task=tasks, whole_tree=st.booleans())
-    def cancel(self, task: str, whole_tree: bool) -> None:
-        tree = [name for name, life in self.lives.items() if life.tree == self.lives[task].tree] if whole_tree else [task]
-        said = db.unit(lambda: [lifecycle.cancel(name, "alice") for name in tree])
-        assert said == [self.lives[name].cancel() for name in tree]
+    def end_early(self, draw: Draw) -> None:
+        """Seldom, or no life would get long."""
+        {0: self.cancel, 1: self.cancel_tree, 2: self.give_up_late}.get(draw(st.integers(0, 5)), self.nudge)(draw)
+
+    def cancel(self, draw: Draw) -> None:
+        task = pick(draw, self.tasks)
+        assert db.unit(lambda: lifecycle.cancel(task, "alice")) == self.lives[task].cancel()
+
+    def stop(self, draw: Draw) -> None:
+        task = pick(draw, self.running)[0]
+        assert db.unit(lambda: lifecycle.cancel(task, None)) == self.lives[task].cancel() == RUNNING
+
+    def cancel_tree(self, draw: Draw) -> None:
+        of = self.lives[pick(draw, self.tasks)].tree
+        tree = [name for name, life in self.lives.items() if life.tree == of]
+        asked = [name for name in tree if self.lives[name].status not in FINAL and not self.lives[name].is_asked]
+        assert sorted(db.unit(lambda: lifecycle.cancel_all(tree, None))) == sorted(asked)
+        for name in tree:
+            self.lives[name].cancel()
 
     # What the orchestrator actor does.
 
-    @rule(task=tasks)
-    def dispatch(self, task: str) -> None:
+    def dispatch(self, draw: Draw) -> None:
+        self._dispatch(pick(draw, self.tasks))
+
+    def _dispatch(self, task: str) -> None:
         life = self.lives[task]
         assert r.dispatch(task) == ([task] if life.status == QUEUED else [])
         if life.status == QUEUED:
             life.move(DISPATCHED, "dispatched")
 
-    def undeliver(self, task: str) -> None:
+    def undeliver(self, draw: Draw) -> None:
+        task = pick(draw, self.tasks)
         life = self.lives[task]
         assert db.unit(lambda: lifecycle.undeliver([task])) == ([task] if life.status == DISPATCHED else [])
         if life.status == DISPATCHED:
             life.move(QUEUED, "undelivered")
 
-    # What workers do, also those that come back late: a claim stays in the bundle whatever became of it.
+    # What workers do, also those that come back late.
 
-    @rule(target=claims, task=tasks, worker=WORKERS, is_lost=LOST)
-    def claim(self, task: str, worker: str, is_lost: bool) -> Any:
-        life = self.lives[task]
-        return self._claim(worker, task, task if life.status == DISPATCHED and not life.is_late else None, is_lost)
+    def take(self, draw: Draw) -> None:
+        waiting = [task for task, life in self.lives.items() if life.status in (QUEUED, DISPATCHED)]
+        task, worker, is_lost = pick(draw, [*waiting, *waiting, *self.tasks]), draw(WORKERS), draw(LOST)
+        how = draw(st.sampled_from(["dispatch and claim", "dispatch and claim", "claim", "claim the first"]))
+        if how == "dispatch and claim":
+            self._dispatch(task)
+        if how == "claim the first":
+            order = [row[0] for row in db.read(lambda: list(Task.select(Task.id).order_by(Task.rank, Task.id).tuples()))]
+            startable = (task for task in order if self._may_start(task))
+            self._claim(worker, None, next(startable, None), is_lost)
+        else:
+            self._claim(worker, task, task if self._may_start(task) else None, is_lost)
 
-    @rule(target=claims, task=tasks, worker=WORKERS)
-    def dispatch_and_claim(self, task: str, worker: str) -> Any:
-        self.dispatch(task)
-        return self.claim(task, worker, False)
+    def _may_start(self, task: str) -> bool:
+        return self.lives[task].status == DISPATCHED and not self.lives[task].is_late
 
-    @rule(target=claims, worker=WORKERS, is_lost=LOST)
-    def claim_the_first(self, worker: str, is_lost: bool) -> Any:
-        order = [row[0] for row in db.read(lambda: list(Task.select(Task.id).order_by(Task.rank, Task.id).tuples()))]
-        startable = (task for task in order if self.lives[task].status == DISPATCHED and not self.lives[task].is_late)
-        return self._claim(worker, None, next(startable, None), is_lost)
-
-    def _claim(self, worker: str, asked: str | None, expected: str | None, is_lost: bool) -> Any:
+    def _claim(self, worker: str, asked: str | None, expected: str | None, is_lost: bool) -> None:
         token = new_id()
         with answer_lost(is_lost):
             claim = db.unit(
@@ -246,7 +288,7 @@ class Lifecycle(RuleBasedStateMachine):
             )
         assert (claim and claim.id) == expected
         if claim is None:
-            return multiple()
+            return
         life = self.lives[claim.id]
         life.move(RUNNING, "started")
         life.attempt += 1
@@ -254,11 +296,11 @@ class Lifecycle(RuleBasedStateMachine):
         life.lease, life.is_asked = claim, False
         assert (claim.attempt, claim.token, claim.worker_id, claim.failures) == (life.attempt, token, worker, life.failures)
         assert (claim.previous is None) == (life.failures + life.losses == 0)
-        self.all_claims.append(claim)
-        return claim
+        self.claims.append(claim)
 
-    @rule(claim=claims, how=st.sampled_from(["failed", "failed", *OUTCOMES]), is_lost=LOST, speaks=st.booleans())
-    def finish(self, claim: Claim, how: str, is_lost: bool, speaks: bool) -> None:
+    def finish(self, draw: Draw) -> None:
+        claim, is_lost, speaks = pick(draw, self.holders), draw(LOST), draw(st.booleans())
+        how = draw(st.sampled_from(["failed", "failed", "failed", *OUTCOMES]))
         tail = [LogPart(next(self.parts), "last words\n")] if speaks else []
         if tail and self.lives[claim.id].lease == claim:
             self.lives[claim.id].logged.append((claim.attempt, tail[0].part))
@@ -266,26 +308,26 @@ class Lifecycle(RuleBasedStateMachine):
             claim, lambda token: lifecycle.finish(claim, OUTCOMES[how], token, tail), is_lost, lambda life: life.end(claim, OUTCOMES[how])
         )
 
-    @rule(claim=claims, is_lost=LOST)
-    def release(self, claim: Claim, is_lost: bool) -> None:
-        self._end(claim, lambda token: lifecycle.release(claim, "it stops", token), is_lost, lambda life: life.release(claim))
-
     def _end(self, claim: Claim, end: Callable[[str], str | None], is_lost: bool, model: Callable[[Life], str | None]) -> None:
         token = new_id()
         with answer_lost(is_lost):
             said = db.unit(lambda: end(token), recognise=lambda: lifecycle.finished(claim.id, token))
         assert said == model(self.lives[claim.id])
 
-    @rule(worker=WORKERS)
-    def heartbeat(self, worker: str) -> None:
+    def release(self, draw: Draw) -> None:
+        claim, is_lost = pick(draw, self.holders), draw(LOST)
+        self._end(claim, lambda token: lifecycle.release(claim, "it stops", token), is_lost, lambda life: life.release(claim))
+
+    def beat(self, draw: Draw) -> None:
+        worker = draw(WORKERS)
         told = db.unit(lambda: leases.heartbeat(worker, list(self.lives)))
         held = [life for life in self.lives.values() if life.lease and life.lease.worker_id == worker]
         assert told == {(life.lease.id, life.attempt): life.is_asked for life in held if life.lease}
         for life in held:
             life.beat += 1
 
-    @rule(claim=claims, is_lost=LOST)
-    def log(self, claim: Claim, is_lost: bool) -> None:
+    def log(self, draw: Draw) -> None:
+        claim, is_lost = pick(draw, self.holders), draw(LOST)
         part, is_held = next(self.parts), self.lives[claim.id].lease == claim
         with answer_lost(is_lost):
             said = db.unit(lambda: leases.append_log(claim, part, "words\n"), recognise=lambda: leases.appended(claim, part))
@@ -295,53 +337,51 @@ class Lifecycle(RuleBasedStateMachine):
 
     # What sweeps do; between what one sees and what it does anything may happen.
 
-    @rule(target=sightings, claim=claims)
-    def see(self, claim: Claim) -> tuple[str, int, int]:
-        return claim.id, self.lives[claim.id].attempt, self.lives[claim.id].beat
+    def see(self, _: Draw) -> None:
+        self.sightings += self.running
 
-    @rule(target=fences, seen=sightings)
-    def fence(self, seen: tuple[str, int, int]) -> Any:
+    def fence(self, draw: Draw) -> None:
+        self._fence(pick(draw, [*self.running, *self.sightings[-5:]]))
+
+    def expire(self, draw: Draw) -> None:
+        if self.fences:
+            self._expire(pick(draw, self.fences[-3:]))
+
+    def lose(self, draw: Draw) -> None:
+        self._fence(pick(draw, self.running))
+        self._expire(self.fences[-1])
+
+    def _fence(self, seen: tuple[str, int, int]) -> None:
         task, attempt, beat = seen
         life = self.lives[task]
         still_so = life.status == RUNNING and (life.attempt, life.beat) == (attempt, beat)
         stands_at = db.unit(lambda: lifecycle.fence(task, attempt, beat))
         assert stands_at == (beat + 1 if still_so else None)
-        if stands_at is None:
-            return multiple()
-        life.beat, life.lease = stands_at, None
-        return task, attempt, stands_at
+        if stands_at is not None:
+            life.beat, life.lease = stands_at, None
+            self.fences.append((task, attempt, stands_at))
 
-    @rule(fenced=fences)
-    def expire(self, fenced: tuple[str, int, int]) -> None:
+    def _expire(self, fenced: tuple[str, int, int]) -> None:
         task, attempt, beat = fenced
         life = self.lives[task]
         still_so = life.status == RUNNING and (life.attempt, life.beat) == (attempt, beat)
         assert db.unit(lambda: lifecycle.expire(task, attempt, beat, "it is gone")) == (life.lose() if still_so else None)
 
-    @rule(fenced=sightings)
-    def lose(self, fenced: tuple[str, int, int]) -> None:
-        task, attempt, beat = fenced
-        life = self.lives[task]
-        if life.lease and (life.attempt, life.beat) == (attempt, beat):
-            self.fence(fenced)
-            self.expire((task, attempt, beat + 1))
+    # What comes in between.
 
-    @rule(task=tasks, chore=st.sampled_from(["give_up_late", "nudge", "trace", "undeliver"]))
-    def do_a_chore(self, task: str, chore: str) -> None:
-        getattr(self, chore)(task)
-
-    def give_up_late(self, _: str) -> None:
+    def give_up_late(self, _: Draw) -> None:
         late = {task for task, life in self.lives.items() if life.is_late and life.status in (QUEUED, DISPATCHED)}
         assert set(db.unit(lambda: lifecycle.give_up_late(100))) == late
         for task in late:
             self.lives[task].move(TIMED_OUT, TIMED_OUT)
 
-    def nudge(self, _: str) -> None:
+    def nudge(self, _: Draw) -> None:
         db.unit(lambda: Task.update(nudge_at=0).execute())
         due = {nudge.id for nudge in db.unit(lambda: reminders.due_to_run(100))}
         assert due == {task for task, life in self.lives.items() if life.status == DISPATCHED}
 
-    def trace(self, task: str) -> None:
+    def trace(self, draw: Draw) -> None:
+        task = pick(draw, self.tasks)
         db.unit(lambda: reminders.traced(task, r.row(task)["seq"], 0))
 
     # What holds at all times.
@@ -370,7 +410,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert [(log["attempt"], log["part"]) for log in logs] == life.logged
         valid = [
             claim
-            for claim in self.all_claims
+            for claim in self.claims
             if (row["id"], row["status"], row["attempt"], row["claim_token"]) == (claim.id, RUNNING, claim.attempt, claim.token)
         ]
         assert valid == ([life.lease] if life.lease else [])

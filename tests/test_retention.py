@@ -206,6 +206,22 @@ def test_the_sweep_removes_old_tasks_only_where_folders_are_written(rows: Settin
     assert left(rows) == (set() if writes else {task_id})
 
 
+def test_a_trace_that_is_written_in_the_middle_of_a_removal_goes_too(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the removal of the folder, before that of the row."""
+    task_id = ended(rows, days=100)
+    db.unit(lambda: Task.update(traced_seq=0, traced_bytes=0).where(Task.id == task_id).execute())
+    written: list[bool] = []
+
+    def write(_: str) -> None:
+        Tracer(rows).trace(task_id)
+        written.append((rows.trace_dir / task_id).exists())
+
+    monkeypatch.setattr(retention, "fault", write)
+    Retention(rows).step()
+    assert written == [True]
+    assert traces_of(rows, task_id) == []
+
+
 def test_a_late_trace_message_brings_no_folder_back(rows: Settings) -> None:
     """Of a task that is gone."""
     task_id = ended(rows, days=100)

@@ -30,17 +30,28 @@ _DAY_S = 86_400.0
 _log = logging.getLogger(__name__)
 
 
+def kept_days(settings: Settings) -> dict[str, float]:
+    """Return for how many days a task is kept after its end, by its status; 0 is for ever."""
+    return {
+        SUCCEEDED: settings.keep_succeeded_days,
+        CANCELLED: settings.keep_cancelled_days,
+        FAILED: settings.keep_failed_days,
+        TIMED_OUT: settings.keep_timed_out_days,
+    }
+
+
+def is_past(task: dict[str, Any], settings: Settings, now: float) -> bool:
+    """Return whether a task may be removed at any moment, so that parts of it may be gone already."""
+    days = kept_days(settings).get(task["status"], 0)
+    return days > 0 and bool(task["finished_at"] < now - days * _DAY_S)
+
+
 class Retention:
     """Removes what is older than the settings keep; any number of them may run at once."""
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.trace_dir
-        self._keep = {
-            SUCCEEDED: settings.keep_succeeded_days,
-            CANCELLED: settings.keep_cancelled_days,
-            FAILED: settings.keep_failed_days,
-            TIMED_OUT: settings.keep_timed_out_days,
-        }
+        self._keep = kept_days(settings)
         self._due_at = 0.0
         #: Tasks whose folder could not be removed just now.
         self._stuck: set[str] = set()
@@ -96,6 +107,7 @@ def _remove(root: Path, task_id: str) -> None:
         while db.unit(partial(_delete_slice, table, columns, task_id)) == _SLICE:
             pass
     db.unit(lambda: Task.delete().where(Task.id == task_id).execute())  # its labels and events go with it
+    folder.remove_folder(root, task_id)  # a trace may have been written meanwhile
 
 
 def _delete_slice(table: Any, columns: tuple[Any, ...], task_id: str) -> int:

@@ -17,6 +17,7 @@ from tower.fsck.leases import Leases
 from tower.fsck.messages import check_messages
 from tower.fsck.rows import Case
 from tower.models import Task
+from tower.retention import is_past
 from tower.settings import Settings
 
 #: Writes a task's folder again from its rows: only the trace actor's code can.
@@ -30,15 +31,16 @@ _PAGE = 500
 def run(settings: Settings, rebuild: Rebuild | None = None) -> Iterator[Result]:
     """Yield every difference, repaired where that is possible if `rebuild` is given; nothing is changed otherwise."""
     leases = Leases(settings)
-    yield from _check_tasks(settings.trace_dir, rebuild)
+    yield from _check_tasks(settings, rebuild)
     yield from _check_orphans(settings.trace_dir, repairs=rebuild is not None)
     yield from leases.check()
     yield from check_messages(settings, repairs=rebuild is not None)
 
 
-def _check_tasks(root: Path, rebuild: Rebuild | None) -> Iterator[Result]:
+def _check_tasks(settings: Settings, rebuild: Rebuild | None) -> Iterator[Result]:
+    root = settings.trace_dir
     for suspect in load.cases():
-        if not _differences(root, suspect):
+        if not _differences(root, suspect) or is_past(suspect.row, settings, db.read(db.clock)):
             continue
         task_id = suspect.row["id"]
         found = _look_again(root, task_id)  # a task goes on while we look: only what two looks saw is a difference
