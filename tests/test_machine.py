@@ -203,7 +203,7 @@ class Lifecycle(RuleBasedStateMachine):
         if self.claims:
             who += ["finish"] * 8 + ["beat"] * 5 + ["log", "release"] * 2
         if self.running:
-            who += ["see"] * 5 + ["fence"] * 3 + ["expire", "lose", "stop"] * 2
+            who += ["see"] * 5 + ["fence"] * 3 + ["expire", "lose", "lose_twice", "stop"] * 2
         getattr(self, data.draw(st.sampled_from(who)))(data.draw)
 
     # What clients do.
@@ -350,6 +350,14 @@ class Lifecycle(RuleBasedStateMachine):
     def lose(self, draw: Draw) -> None:
         self._fence(pick(draw, self.running))
         self._expire(self.fences[-1])
+
+    def lose_twice(self, draw: Draw) -> None:
+        """Two sweeps take the lease one after the other, and the first of them goes on first."""
+        seen = pick(draw, self.running)
+        for _ in range(2):
+            self._fence(seen)
+            seen = self.fences[-1]
+        self._expire(self.fences[-2])
 
     def _fence(self, seen: tuple[str, int, int]) -> None:
         task, attempt, beat = seen
