@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from tower import db, jsontext, leases, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
 from tower.faults import fault
+from tower.group import Group
 from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
 from tower.host import lease_time
 from tower.leases import CHUNK, Claim
-from tower.lifecycle import Outcome
+from tower.lifecycle import Ending, LogPart, Outcome
 from tower.models import FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
 from tower.settings import Settings
 
@@ -37,6 +38,23 @@ _HANDED_BACK = {
 }
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What a slot has to write: how its attempt ended, and whether it wants another task."""
+
+    ending: Ending | None = None
+    takes: bool = False
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """The status that an attempt ended with, None if its lease was gone; and the next claim, with when it was asked for."""
+
+    status: str | None = None
+    claim: Claim | None = None
+    leased_at: float = 0.0
 
 
 class Runner:
@@ -59,6 +77,7 @@ class Runner:
         self._run_pass = run_pass
         self._write_trace = write_trace
         self._trace_lag = trace_lag
+        self._desk = Group(self._write)
 
     def handle(self, task_id: str) -> None:
         """Run the task if it may be run and a slot is free, then whatever else was dispatched; else drop the nudge."""
@@ -98,35 +117,38 @@ class Runner:
         if claim is None:
             claim, leased_at = self._claim(task_id)
         while claim is not None:
-            self._run(claim, leased_at)
-            self._let_traces_catch_up()
-            claim, leased_at = (None, 0.0) if self._worker.stopping else self._claim(None)
+            claim, leased_at = self._run(claim, leased_at)
+            if claim is None and self._late_s() > 0:
+                time.sleep(min(self._late_s(), _PAUSE_S))
+                claim, leased_at = self._claim(None)
 
-    def _let_traces_catch_up(self) -> None:
-        """Pause between two tasks while folders are completed late: short tasks could outrun them for ever."""
-        late = self._trace_lag() - _LATE_S
-        if late > 0:
-            time.sleep(min(late, _PAUSE_S))
+    def _late_s(self) -> float:
+        """How long a slot should wait before its next task, so that short tasks do not outrun their traces for ever."""
+        return self._trace_lag() - _LATE_S
 
     def _is_waited_for(self) -> bool:
         return not self._worker.stopping and db.read(partial(queries.is_dispatched, None, self._worker.queues))
 
     def _claim(self, task_id: str | None) -> tuple[Claim | None, float]:
         token, sent = new_id(), lease_time(embedded=self._settings.embedded)
-        if not db.read(partial(queries.is_dispatched, task_id, self._worker.queues)):
-            return None, sent  # a nudge that somebody answered already must not make writers wait
         me, queues = self._worker.id, self._worker.queues
+        if self._worker.stopping or not db.read(partial(queries.is_dispatched, task_id, queues)):
+            return None, sent  # a nudge that somebody answered already must not make writers wait
+        if task_id is None:
+            answer = self._desk.do(_Turn(takes=True))
+            return answer.claim, answer.leased_at
         fault("claim.before")
-        claim = db.unit(lambda: lifecycle.claim(me, token, task_id=task_id, queues=queues), recognise=lambda: lifecycle.claimed(token))
+        claim = db.unit(lambda: lifecycle.claim(me, token, task_id=task_id), recognise=lambda: next(iter(lifecycle.claimed(token)), None))
         if claim:
             fault("claim.after_commit")
         return claim, sent
 
-    def _run(self, claim: Claim, leased_at: float) -> None:
+    def _run(self, claim: Claim, leased_at: float) -> tuple[Claim | None, float]:
+        """Run an attempt and record its end; return the next claim, which came with that."""
         with Attempt(claim, self._settings, self._worker.guard) as attempt:
             self._worker.add(attempt, leased_at)
             try:
-                self._settle(attempt, self._perform(attempt))
+                return self._settle(attempt, self._perform(attempt))
             finally:
                 self._worker.remove(attempt)
 
@@ -173,28 +195,62 @@ class Runner:
             return _failed("result_too_large", f"The result has {len(text)} characters, {limit} are allowed.", may_retry=False)
         return Outcome(SUCCEEDED, result=text)
 
-    def _settle(self, attempt: Attempt, outcome: Outcome) -> None:
-        """Record the end, patiently: while the lease lasts nobody else will."""
-        self._record(attempt, self._keep_artifacts(attempt, outcome))
+    def _settle(self, attempt: Attempt, outcome: Outcome) -> tuple[Claim | None, float]:
+        """Record the end, and take the next task with the same commit if one is to be had."""
+        takes = not self._worker.stopping and self._late_s() <= 0
+        answer = self._record(attempt, self._keep_artifacts(attempt, outcome), takes=takes)
+        return answer.claim, answer.leased_at
 
-    def _record(self, attempt: Attempt, outcome: Outcome) -> None:
-        token, claim = new_id(), attempt.claim
-        tail = attempt.take_tail()
-        if attempt.stop_reason in _HANDED_BACK and outcome.status != SUCCEEDED:
-            end = partial(lifecycle.release, claim, _HANDED_BACK[attempt.stop_reason], token, tail)
-        else:
-            end = partial(lifecycle.finish, claim, outcome, token, tail)
-        fault("finish.before")
+    def _record(self, attempt: Attempt, outcome: Outcome, *, takes: bool = False) -> "_Answer":
+        """Record the end, patiently: while the lease lasts nobody else will."""
+        claim, token, tail = attempt.claim, new_id(), attempt.take_tail()
         try:
-            status = db.unit(end, patience_s=self._settings.lease_s, recognise=partial(lifecycle.finished, claim.id, token))
+            if attempt.stop_reason in _HANDED_BACK and outcome.status != SUCCEEDED:
+                answer = self._hand_back(claim, _HANDED_BACK[attempt.stop_reason], token, tail)
+            else:
+                answer = self._desk.do(_Turn(Ending(claim, outcome, token, tail), takes))
         except Unavailable as error:
             _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
-            return
-        fault("finish.after_commit")
-        if status is None:
+            return _Answer()
+        if answer.status is None:
             _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
-            return
-        self._tell(claim.id)
+        else:
+            self._tell(claim.id)
+        return answer
+
+    def _hand_back(self, claim: Claim, reason: str, token: str, tail: list[LogPart]) -> "_Answer":
+        fault("finish.before")
+        end = partial(lifecycle.release, claim, reason, token, tail)
+        status = db.unit(end, patience_s=self._settings.lease_s, recognise=partial(lifecycle.finished, claim.id, token))
+        fault("finish.after_commit")
+        return _Answer(status)
+
+    def _write(self, turns: "list[_Turn]") -> "list[_Answer]":
+        """Record the ends of attempts and claim as many tasks as slots want one, in one transaction."""
+        token, sent = new_id(), lease_time(embedded=self._settings.embedded)
+        endings = [turn.ending for turn in turns if turn.ending]
+        takers = sum(turn.takes for turn in turns)
+
+        def work() -> tuple[list[str | None], list[Claim]]:
+            statuses = lifecycle.finish_all(endings)
+            return statuses, lifecycle.claim_some(self._worker.id, token, takers, self._worker.queues) if takers else []
+
+        def recognise() -> tuple[list[str | None], list[Claim]] | None:
+            statuses = [lifecycle.finished(ending.claim.id, ending.token) for ending in endings]
+            claims = lifecycle.claimed(token)
+            return (statuses, claims) if claims or any(statuses) else None
+
+        if endings:
+            fault("finish.before")
+        if takers:
+            fault("claim.before")
+        statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise)
+        if endings:
+            fault("finish.after_commit")
+        if claims:
+            fault("claim.after_commit")
+        ended, taken = iter(statuses), iter(claims)
+        return [_Answer(next(ended) if turn.ending else None, next(taken, None) if turn.takes else None, sent) for turn in turns]
 
     def _tell(self, task_id: str) -> None:
         if not self._nudger.send(TRACE, task_id) and self._write_trace:

@@ -13,8 +13,8 @@ from fastapi.testclient import TestClient
 from tests.conftest import BASE, Tower
 from tower.api.answers import WaitReason
 from tower.errors import FAILURES
-from tower.lifecycle import ARROWS
 from tower.main import build
+from tower.moves import ARROWS
 from tower.settings import Settings, env_name
 
 ROOT = Path(__file__).parent.parent

@@ -12,12 +12,13 @@ ROOT = Path(__file__).parent.parent
 #: Lower may not import higher; names on one level may import each other only downwards in this order.
 LEVELS = [
     ["tower", "tower.errors", "tower.faults", "tower.proc"],
-    ["tower.settings", "tower.jsontext", "tower.host"],
+    ["tower.settings", "tower.jsontext", "tower.host", "tower.group"],
     ["tower.log", "tower.lifeline", "tower.folder"],
     ["tower.trouble"],
     ["tower.db"],
     ["tower.models"],
     ["tower.leases", "tower.reminders"],
+    ["tower.moves"],
     ["tower.lifecycle", "tower.decision", "tower.estimate"],
     ["tower.load"],
     ["tower.spec"],

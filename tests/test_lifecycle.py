@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests import rows as r
-from tower import db, leases, lifecycle, reminders
+from tower import db, leases, lifecycle, moves, reminders
 from tower.leases import Claim
-from tower.lifecycle import ARROWS, LogPart, Outcome
+from tower.lifecycle import LogPart, Outcome
 from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, STATUSES, SUCCEEDED, TIMED_OUT, Task, TaskEvent, new_id
+from tower.moves import ARROWS
 from tower.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("rows")
@@ -106,8 +107,8 @@ def test_a_claim_whose_answer_was_lost_is_recognised() -> None:
     task_id = r.insert()
     r.dispatch(task_id)
     claim = db.unit(lambda: lifecycle.claim("w1", "token", task_id=task_id))
-    assert db.unit(lambda: lifecycle.claimed("token")) == claim
-    assert db.unit(lambda: lifecycle.claimed("other")) is None
+    assert db.unit(lambda: lifecycle.claimed("token")) == [claim]
+    assert db.unit(lambda: lifecycle.claimed("other")) == []
 
 
 def test_a_finish_whose_answer_was_lost_is_recognised() -> None:
@@ -248,7 +249,9 @@ def test_the_order_of_events_and_log_chunks_is_one() -> None:
 def test_a_transition_that_has_no_arrow_is_a_mistake_of_ours() -> None:
     """It raises instead of writing."""
     with pytest.raises(ValueError, match="No arrow leads from succeeded to queued"):
-        db.unit(lambda: lifecycle._move(Task.id == "x", (SUCCEEDED,), QUEUED, "queued", {}))
+        db.unit(lambda: moves.move(Task.id == "x", (SUCCEEDED,), QUEUED, "queued", {}))
+    with pytest.raises(ValueError, match="No arrow leads from queued to succeeded"):
+        db.unit(lambda: moves.change(SUCCEEDED, (QUEUED,), "succeeded", {}, where="true"))
 
 
 def test_a_thousand_tasks_are_inserted_together() -> None:

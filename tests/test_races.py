@@ -33,7 +33,7 @@ def _ends(claim: Claim, way: str) -> Callable[[], Any]:
 def test_a_cancel_that_comes_while_a_task_goes_back_to_the_queue_is_not_lost(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whichever of the two is first, the task never runs again."""
     claim = r.running(max_attempts=5)
-    end, move, between = _ends(claim, way), lifecycle._move, threading.Event()
+    end, move, between = _ends(claim, way), lifecycle.move, threading.Event()
     cancelled: list[str | None] = []
     canceller = threading.Thread(target=lambda: cancelled.append(db.unit(lambda: lifecycle.cancel(claim.id, None))))
 
@@ -44,7 +44,7 @@ def test_a_cancel_that_comes_while_a_task_goes_back_to_the_queue_is_not_lost(way
             canceller.join(0.3)  # it either waits for us, or slips in between
         return move(*arguments, **options)
 
-    monkeypatch.setattr(lifecycle, "_move", slow_move)
+    monkeypatch.setattr(lifecycle, "move", slow_move)
     db.unit(end)
     canceller.join(10)
     assert cancelled == [CANCELLED]

@@ -5,7 +5,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -237,6 +237,16 @@ def now() -> peewee.SQL:
 def clock() -> float:
     """Ask the database for its time, in seconds since the epoch."""
     return float(database.execute_sql(f"SELECT {now().sql}").fetchone()[0])
+
+
+def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
+    """Run a statement written by hand, with a question mark for each value and {now} for the database's clock; return its rows."""
+    spelled = statement.replace("{now}", now().sql)
+    cursor = database.execute_sql(spelled.replace("?", "%s") if is_postgres() else spelled, values)
+    if cursor.description is None:
+        return []
+    names = [column[0] for column in cursor.description]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
 def likely(condition: str) -> peewee.SQL:

@@ -1,20 +1,19 @@
 """The state machine: every change of a task's status is made here, as one guarded update plus its event row.
 
 Every function runs inside `db.unit`. A transition happened only if its update changed the row: messages come twice, workers come
-back from the dead, and then nothing happens. See ARROWS for what may follow what.
+back from the dead, and then nothing happens. See `moves.ARROWS` for what may follow what.
 """
 
 import hashlib
 import json
-import logging
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import peewee
 
-from tower import db, log
+from tower import db, moves
 from tower.leases import Claim, append_log, appended, held, locked
 from tower.models import (
     CANCELLED,
@@ -26,31 +25,14 @@ from tower.models import (
     SUCCEEDED,
     TIMED_OUT,
     Task,
-    TaskEvent,
     TaskLabel,
     TaskStart,
 )
-from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S, Nudge
-
-#: What may follow each status. Nothing follows a final one.
-ARROWS: dict[str, tuple[str, ...]] = {
-    QUEUED: (DISPATCHED, CANCELLED, TIMED_OUT),
-    DISPATCHED: (RUNNING, QUEUED, CANCELLED, TIMED_OUT),
-    RUNNING: (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT, QUEUED),
-    SUCCEEDED: (),
-    FAILED: (),
-    CANCELLED: (),
-    TIMED_OUT: (),
-}
+from tower.moves import among, change, listed, move, record
+from tower.reminders import NUDGE_S, Nudge
 
 #: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, unless its type says otherwise.
 BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
-
-
-#: Rows inserted by one statement: SQLite takes 32,766 values.
-_ROWS = 500
-
-_log = logging.getLogger("tower.task")
 
 
 @dataclass(frozen=True)
@@ -106,35 +88,32 @@ class LogPart:
     is_doubtful: bool = False
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt ended, the token that its recording is known by, and the last lines of its log."""
+
+    claim: Claim
+    outcome: Outcome
+    token: str
+    tail: Sequence[LogPart] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it succeeded and said nothing, as most do: then nothing has to be looked at first."""
+        return self.outcome.status == SUCCEEDED and not self.tail
+
+
 def insert(tasks: Sequence[NewTask]) -> set[str]:
     """Insert tasks as queued, each with its first event; return the ids of those whose key was new."""
-    at = db.clock()
-    rows = [_row(task, at) for task in tasks]
-    made = {
-        row["id"] for some in peewee.chunked(rows, _ROWS) for row in Task.insert_many(some).on_conflict_ignore().returning(Task.id).dicts()
-    }
+    made = moves.insert([_row(task) for task in tasks])
     labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks if task.id in made for key, value in task.labels.items()]
-    for some_labels in peewee.chunked(labels, _ROWS):
-        TaskLabel.insert_many(some_labels).execute()
-    _record([{"id": task.id, "seq": 1, "attempt": 0, "updated_at": at} for task in tasks if task.id in made], "queued", {})
+    for some in peewee.chunked(labels, moves.ROWS):
+        TaskLabel.insert_many(some).execute()
     return made
 
 
-def _row(task: NewTask, at: float) -> dict[str, Any]:
-    return {
-        **{field.name: getattr(task, field.name) for field in fields(NewTask)},
-        "labels": json.dumps(task.labels, ensure_ascii=False),
-        "lane": _lane(task),
-        "status": QUEUED,
-        "rank": at - task.priority,
-        "seq": 1,
-        "ready_at": task.not_before or 0,
-        "nudge_at": task.not_before if task.not_before and task.not_before > at else at + NUDGE_S,
-        "trace_due_at": at + WAITING_TRACE_S,
-        "created_at": at,
-        "queued_at": at,
-        "updated_at": at,
-    }
+def _row(task: NewTask) -> dict[str, Any]:
+    return {**vars(task), "labels": json.dumps(task.labels, ensure_ascii=False), "lane": _lane(task)}
 
 
 def _lane(task: NewTask) -> str:
@@ -145,10 +124,18 @@ def _lane(task: NewTask) -> str:
 
 def dispatch(ids: Sequence[str]) -> list[Nudge]:
     """Mark queued tasks as chosen to start, and count their starts against their rates; return those that were still queued."""
-    chosen, changes = Task.id << list(ids), {"nudges": 0, "nudge_at": db.now() + NUDGE_S, "dispatched_at": db.now()}
-    rows = _move(chosen, (QUEUED,), DISPATCHED, "dispatched", {}, returning=("rate_key",), **changes)
+    rows = change(
+        DISPATCHED,
+        (QUEUED,),
+        "dispatched",
+        {},
+        sets=f"nudges = 0, nudge_at = {{now}} + {NUDGE_S}, dispatched_at = {{now}}",
+        where=among("id", ids),
+        values=ids,
+        returning=("rate_key",),
+    )
     starts = [{"rate_key": row["rate_key"], "at": row["updated_at"], "task_id": row["id"]} for row in rows if row["rate_key"] is not None]
-    for some in peewee.chunked(starts, _ROWS):
+    for some in peewee.chunked(starts, moves.ROWS):
         TaskStart.insert_many(some).execute()
     return [Nudge(row["id"], row["type"]) for row in rows]
 
@@ -158,27 +145,35 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
 
     The attempt number grows, and fences whoever held an earlier one.
     """
-    chosen: Any = task_id
     if task_id is None:
-        chosen = Task.select(Task.id).where(Task.status == DISPATCHED, Task.queue << list(queues), in_time())
-        chosen = chosen.order_by(Task.rank, Task.id).limit(1)
-        if db.is_postgres():
-            chosen = chosen.for_update("FOR UPDATE SKIP LOCKED")
-    rows = _move(
-        (Task.id == chosen) & in_time(),
-        (DISPATCHED,),
+        return next(iter(claim_some(worker_id, token, 1, queues)), None)
+    return next(iter(_claim(worker_id, token, "id = ?", [task_id])), None)
+
+
+def claim_some(worker_id: str, token: str, most: int, queues: Sequence[str]) -> list[Claim]:
+    """Lease the first dispatched tasks of these queues, in their order; see `claim`."""
+    first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {among('queue', queues)} AND {_IN_TIME} ORDER BY rank, id LIMIT ?"
+    # As an array it is looked for once; as a plain subquery, Postgres may do so again for each row.
+    chosen = f"id = ANY (ARRAY({first} FOR UPDATE SKIP LOCKED))" if db.is_postgres() else f"id IN ({first})"
+    return _claim(worker_id, token, chosen, [*queues, most])
+
+
+#: A task may still start: its `expires_at` has not passed.
+_IN_TIME = "(expires_at IS NULL OR expires_at > {now})"
+
+
+def _claim(worker_id: str, token: str, where: str, values: Sequence[Any]) -> list[Claim]:
+    rows = change(
         RUNNING,
+        (DISPATCHED,),
         "started",
         {"worker": worker_id},
-        attempt=Task.attempt + 1,
-        worker_id=worker_id,
-        claim_token=token,
-        beat=Task.beat + 1,
-        returning=_CLAIMED,
-        started_at=db.now(),
-        cancel_requested_at=None,
+        sets="attempt = attempt + 1, worker_id = ?, claim_token = ?, beat = beat + 1, started_at = {now}, cancel_requested_at = NULL",
+        where=f"{where} AND {_IN_TIME}",
+        values=[worker_id, token, *values],
+        returning=("rank", *_CLAIMED),
     )
-    return _claim(rows[0]) if rows else None
+    return [_as_claim(row) for row in sorted(rows, key=lambda row: (row["rank"], row["id"]))]
 
 
 def in_time() -> Any:
@@ -194,14 +189,14 @@ def give_up_late(limit: int) -> list[str]:
         late = late.for_update("FOR UPDATE SKIP LOCKED")
     error = {"code": "expired", "message": "It had not started by its expires_at."}
     ended = {"error_code": "expired", "error": json.dumps(error), "finished_at": db.now()}
-    return [row["id"] for row in _move(Task.id << late, (QUEUED, DISPATCHED), TIMED_OUT, TIMED_OUT, error, **ended)]
+    return [row["id"] for row in move(Task.id << late, (QUEUED, DISPATCHED), TIMED_OUT, TIMED_OUT, error, **ended)]
 
 
-def claimed(token: str) -> Claim | None:
-    """Return the claim that was made with this token, if its commit went through."""
+def claimed(token: str) -> list[Claim]:
+    """Return the claims that were made with this token, if their commit went through."""
     columns = (Task.id, Task.attempt, Task.type, *(getattr(Task, name) for name in _CLAIMED))
-    row = Task.select(*columns).where(Task.status == RUNNING, Task.claim_token == token).dicts().first()
-    return _claim(row) if row else None
+    found = Task.select(*columns).where(Task.status == RUNNING, Task.claim_token == token).order_by(Task.rank, Task.id)
+    return [_as_claim(row) for row in found.dicts()]
 
 
 _CLAIMED = (
@@ -218,7 +213,7 @@ _CLAIMED = (
 )
 
 
-def _claim(row: dict[str, Any]) -> Claim:
+def _as_claim(row: dict[str, Any]) -> Claim:
     names = ("id", "attempt", "type", *(name for name in _CLAIMED if name not in ("claim_token", "error")))
     previous = json.loads(row["error"]) if row["error"] else None
     return Claim(token=row["claim_token"], previous=previous, **{name: row[name] for name in names})
@@ -229,10 +224,32 @@ def finish(claim: Claim, outcome: Outcome, token: str, tail: Sequence[LogPart] =
 
     A failure with attempts left puts the task back into the queue, unless it was asked to stop.
     """
+    return finish_all([Ending(claim, outcome, token, tail)])[0]
+
+
+def finish_all(endings: Sequence[Ending]) -> list[str | None]:
+    """Record how several attempts ended; see `finish`."""
+    done = _succeed([ending for ending in endings if ending.is_plain])
+    return [(SUCCEEDED if ending.claim.id in done else None) if ending.is_plain else _finish(ending) for ending in endings]
+
+
+def _succeed(endings: Sequence[Ending]) -> set[str]:
+    if not endings:
+        return set()
+    given, values = listed(
+        [(ending.claim.id, ending.claim.attempt, ending.claim.token, ending.outcome.result, ending.token) for ending in endings]
+    )
+    sets = "result = column4, error_code = NULL, error = NULL, finish_token = column5, finished_at = {now}"
+    where = "id = column1 AND attempt = column2 AND claim_token = column3"
+    return {row["id"] for row in change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, given=given, where=where, values=values)}
+
+
+def _finish(ending: Ending) -> str | None:
+    claim, outcome, token = ending.claim, ending.outcome, ending.token
     row = locked(*held(claim))
     if row is None:
         return None
-    _append(claim, tail)
+    _append(claim, ending.tail)
     failed = outcome.status in (FAILED, TIMED_OUT)
     if failed and row["cancel_requested_at"] is not None:
         return _end(claim, WAS_CANCELLED, token)
@@ -255,7 +272,7 @@ def finished(task_id: str, token: str) -> str | None:
 
 def _end(claim: Claim, outcome: Outcome, token: str) -> str | None:
     error = outcome.error or {}
-    rows = _move(
+    rows = move(
         _all(*held(claim)),
         (RUNNING,),
         outcome.status,
@@ -274,7 +291,7 @@ def _end(claim: Claim, outcome: Outcome, token: str) -> str | None:
 def _try_again(claim: Claim, outcome: Outcome, token: str) -> str | None:
     error = outcome.error or {}
     wait = outcome.retry_after_s if outcome.retry_after_s is not None else backoff_s(claim.failures + 1, *outcome.backoff)
-    rows = _move(
+    rows = move(
         _all(*held(claim)),
         (RUNNING,),
         QUEUED,
@@ -309,7 +326,7 @@ def release(claim: Claim, reason: str, token: str, tail: Sequence[LogPart] = ())
     if claim.max_losses == 1:
         message = f"It ran when {reason}, and max_attempts=1 forbids a second run."
         return _end(claim, Outcome(FAILED, error={"code": "worker_lost", "message": message}), token)
-    rows = _move(_all(*held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0))
+    rows = move(_all(*held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0))
     return QUEUED if rows else None
 
 
@@ -324,7 +341,7 @@ def _requeued(wait_s: float) -> dict[str, Any]:
 
 def undeliver(ids: Sequence[str]) -> list[str]:
     """Put dispatched tasks back into the queue because no worker serves it any more."""
-    return [row["id"] for row in _move(Task.id << list(ids), (DISPATCHED,), QUEUED, "undelivered", {}, **_requeued(0))]
+    return [row["id"] for row in move(Task.id << list(ids), (DISPATCHED,), QUEUED, "undelivered", {}, **_requeued(0))]
 
 
 def fence(task_id: str, attempt: int, beat: int) -> int | None:
@@ -347,13 +364,13 @@ def expire(task_id: str, attempt: int, beat: int, reason: str) -> str | None:
         wait = backoff_s(row["losses"]) if row["losses"] else 0
         left = {"code": "worker_lost", "message": reason}
         why = {"error_code": "worker_lost", "error": json.dumps(left, ensure_ascii=False)}
-        _move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **why, **_requeued(wait))
+        move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **why, **_requeued(wait))
         return QUEUED
     status, error = FAILED, {"code": "worker_lost", "message": reason}
     if row["cancel_requested_at"] is not None:
         status, error = CANCELLED, {"code": "cancelled", "message": "Cancelled; its worker was lost meanwhile."}
     ended = {"error_code": error["code"], "error": json.dumps(error), "finished_at": db.now()}
-    _move(unchanged, (RUNNING,), status, status, error, losses=Task.losses + 1, **ended)
+    move(unchanged, (RUNNING,), status, status, error, losses=Task.losses + 1, **ended)
     return status
 
 
@@ -377,12 +394,12 @@ def cancel_all(ids: Sequence[str], by: str | None) -> list[str]:
             .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at)
             .dicts()
         )
-        _record(list(asked), "cancel_requested", data)
+        record(list(asked), "cancel_requested", data)
     waiting = [task_id for task_id, status in before.items() if status in (QUEUED, DISPATCHED)]
     if waiting:
         error = {"code": "cancelled", "message": "Cancelled before it started."}
         ended = {"error_code": "cancelled", "error": json.dumps(error), "finished_at": db.now(), "cancel_requested_at": db.now()}
-        _move(Task.id << waiting, (QUEUED, DISPATCHED), CANCELLED, "cancelled", {**error, **data}, **ended)
+        move(Task.id << waiting, (QUEUED, DISPATCHED), CANCELLED, "cancelled", {**error, **data}, **ended)
     return list(before)
 
 
@@ -391,55 +408,3 @@ def _all(*conditions: Any) -> Any:
     for condition in conditions[1:]:
         whole = whole & condition
     return whole
-
-
-def _move(
-    where: Any,
-    sources: Iterable[str],
-    target: str,
-    kind: str,
-    data: dict[str, Any],
-    *,
-    returning: Sequence[str] = (),
-    **changes: Any,
-) -> list[dict[str, Any]]:
-    """Change the status of the rows that still are where they should be, and append the event of each."""
-    sources = tuple(sources)
-    illegal = [source for source in sources if target not in ARROWS[source]]
-    if illegal:
-        raise ValueError(f"No arrow leads from {illegal[0]} to {target}.")
-    patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
-    rows = list(
-        Task.update(
-            status=target,
-            seq=Task.seq + 1,
-            updated_at=db.now(),
-            trace_tries=0,
-            trace_due_at=db.now() + patience_s,
-            **changes,
-        )
-        .where(where, Task.status << sources)
-        .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at, *(getattr(Task, name) for name in returning))
-        .dicts()
-    )
-    _record(rows, kind, data)
-    return rows
-
-
-def _record(rows: Sequence[dict[str, Any]], kind: str, data: dict[str, Any]) -> None:
-    if not rows:
-        return
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    TaskEvent.insert_many(
-        [
-            {"task_id": row["id"], "seq": row["seq"], "attempt": row["attempt"], "at": row["updated_at"], "kind": kind, "data": text}
-            for row in rows
-        ]
-    ).execute()
-    told = {name: value for name, value in data.items() if name not in ("message",)}
-
-    def tell() -> None:
-        for row in rows:
-            _log.info(kind, extra=log.context(row["id"], row["attempt"], **told))
-
-    db.database.after_commit(tell)

@@ -1,0 +1,194 @@
+"""How a task's status is changed: one guarded update and the event of each row it changed, together.
+
+`move` is for what happens now and then. The others are hand-written, because they run in the life of every task: for many tasks at once,
+and in Postgres as one statement each, which is a transaction by itself.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import peewee
+
+from tower import db, log
+from tower.models import CANCELLED, DISPATCHED, FAILED, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT, Task, TaskEvent
+from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S
+
+#: What may follow each status. Nothing follows a final one.
+ARROWS: dict[str, tuple[str, ...]] = {
+    QUEUED: (DISPATCHED, CANCELLED, TIMED_OUT),
+    DISPATCHED: (RUNNING, QUEUED, CANCELLED, TIMED_OUT),
+    RUNNING: (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT, QUEUED),
+    SUCCEEDED: (),
+    FAILED: (),
+    CANCELLED: (),
+    TIMED_OUT: (),
+}
+
+#: Rows written by one statement: SQLite takes 32,766 values.
+ROWS = 500
+
+#: What a new task brings along, with the types that Postgres cannot guess from a list of values.
+_GIVEN = {
+    **dict.fromkeys(("id", "type", "queue", "title", "payload", "labels", "requested_by"), "text"),
+    "priority": "integer",
+    **dict.fromkeys(("not_before", "expires_at"), "double precision"),
+    "concurrency_key": "text",
+    "concurrency_limit": "integer",
+    "rate_key": "text",
+    "rate_limit": "integer",
+    "rate_per_s": "double precision",
+    **dict.fromkeys(("lane", "idempotency_key", "idempotency_hash", "parent_id", "correlation_id", "retry_of"), "text"),
+    "max_attempts": "integer",
+    "max_losses": "integer",
+    "timeout_s": "double precision",
+    "silence_s": "double precision",
+}
+#: What it gets; `at` is the time of the statement.
+_MADE = {
+    "status": f"'{QUEUED}'",
+    **dict.fromkeys(("attempt", "failures", "losses", "beat", "nudges", "traced_seq", "traced_bytes", "trace_tries"), "0"),
+    "seq": "1",
+    "rank": "at - {priority}",
+    "ready_at": "coalesce({not_before}, 0)",
+    "nudge_at": f"CASE WHEN {{not_before}} > at THEN {{not_before}} ELSE at + {NUDGE_S} END",
+    "trace_due_at": f"at + {WAITING_TRACE_S}",
+    **dict.fromkeys(("created_at", "queued_at", "updated_at"), "at"),
+}
+_EVENT = "INSERT INTO task_event (task_id, seq, attempt, at, kind, data)"
+
+_log = logging.getLogger("tower.task")
+
+Row = dict[str, Any]
+
+
+def insert(tasks: Sequence[Row]) -> set[str]:
+    """Insert tasks as queued, each with its first event; return the ids of those whose id and key were new."""
+    return {row["id"] for some in peewee.chunked(tasks, ROWS) for row in _insert(list(some))}
+
+
+def _insert(tasks: Sequence[Row]) -> list[Row]:
+    place = {name: f"column{number}" for number, name in enumerate(_GIVEN, 1)}
+    typed = {name: f"CAST({column} AS {_GIVEN[name]})" for name, column in place.items()} if db.is_postgres() else place
+    taken = ", ".join([*typed.values(), *(made.format(**typed) for made in _MADE.values())])
+    values = f"(VALUES {_tuples(len(tasks), len(_GIVEN))}) AS given"
+    statement = f"""
+        INSERT INTO task ({", ".join([*_GIVEN, *_MADE])})
+        SELECT {taken} FROM {values}, (SELECT {{now}} AS at) AS clock WHERE true
+        ON CONFLICT DO NOTHING RETURNING id, seq, attempt, created_at AS updated_at"""
+    return _with_events(statement, [task[name] for task in tasks for name in _GIVEN], "queued", {})
+
+
+def change(
+    target: str,
+    sources: Iterable[str],
+    kind: str,
+    data: dict[str, Any],
+    *,
+    where: str,
+    sets: str = "",
+    given: str = "",
+    values: Sequence[Any] = (),
+    returning: Sequence[str] = (),
+) -> list[Row]:
+    """Change the status of the rows that still are where they should be, and append the event of each; return what they are now.
+
+    `sets`, `given` (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order.
+    """
+    sources = checked(sources, target)
+    patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
+    returned = dict.fromkeys(("id", "seq", "attempt", "type", "updated_at", *returning))
+    statement = f"""
+        UPDATE task SET status = '{target}', seq = seq + 1, updated_at = {{now}}, trace_tries = 0, trace_due_at = {{now}} + {patience_s}
+        {sets and f", {sets}"} {given and f"FROM {given}"}
+        WHERE {where} AND status IN ({", ".join(f"'{source}'" for source in sources)})
+        RETURNING {", ".join(returned)}"""
+    return _with_events(statement, values, kind, data)
+
+
+def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
+    """Return the statuses; raise ValueError if one cannot be followed by the target."""
+    sources = tuple(sources)
+    illegal = [source for source in sources if target not in ARROWS[source]]
+    if illegal:
+        raise ValueError(f"No arrow leads from {illegal[0]} to {target}.")
+    return sources
+
+
+def among(column: str, values: Sequence[Any]) -> str:
+    """Return the condition that a column holds one of these values, as SQL."""
+    return f"{column} IN ({', '.join('?' * len(values))})"
+
+
+def listed(rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
+    """Return rows of values as SQL that can stand behind FROM, with their columns named column1, column2, …, and the values."""
+    return f"(VALUES {_tuples(len(rows), len(rows[0]))}) AS given", [value for row in rows for value in row]
+
+
+def _tuples(rows: int, columns: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
+
+
+def _with_events(statement: str, values: Sequence[Any], kind: str, data: dict[str, Any]) -> list[Row]:
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    if db.is_postgres():
+        told = f"{_EVENT} SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
+        rows = db.rows(f"WITH moved AS ({statement}), told AS ({told}) SELECT * FROM moved", [*values, kind, text])
+    else:
+        rows = db.rows(statement, values)
+        for some in peewee.chunked(rows, ROWS):
+            events = [value for row in some for value in (row["id"], row["seq"], row["attempt"], row["updated_at"], kind, text)]
+            db.rows(f"{_EVENT} VALUES {_tuples(len(events) // 6, 6)}", events)
+    _tell(rows, kind, data)
+    return rows
+
+
+def move(
+    where: Any, sources: Iterable[str], target: str, kind: str, data: dict[str, Any], *, returning: Sequence[str] = (), **changes: Any
+) -> list[Row]:
+    """Change the status of the rows that still are where they should be, and append the event of each; see `change`."""
+    sources = checked(sources, target)
+    patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
+    rows = list(
+        Task.update(
+            status=target,
+            seq=Task.seq + 1,
+            updated_at=db.now(),
+            trace_tries=0,
+            trace_due_at=db.now() + patience_s,
+            **changes,
+        )
+        .where(where, Task.status << sources)
+        .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at, *(getattr(Task, name) for name in returning))
+        .dicts()
+    )
+    record(rows, kind, data)
+    return rows
+
+
+def record(rows: Sequence[Row], kind: str, data: dict[str, Any]) -> None:
+    """Append an event to each of these rows, which have its number."""
+    if not rows:
+        return
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    TaskEvent.insert_many(
+        [
+            {"task_id": row["id"], "seq": row["seq"], "attempt": row["attempt"], "at": row["updated_at"], "kind": kind, "data": text}
+            for row in rows
+        ]
+    ).execute()
+    _tell(rows, kind, data)
+
+
+def _tell(rows: Sequence[Row], kind: str, data: dict[str, Any]) -> None:
+    """Tell the process log, once it is committed."""
+    if not rows or not _log.isEnabledFor(logging.INFO):
+        return
+    told = {name: value for name, value in data.items() if name not in ("message",)}
+
+    def tell() -> None:
+        for row in rows:
+            _log.info(kind, extra=log.context(row["id"], row["attempt"], **told))
+
+    db.database.after_commit(tell)
