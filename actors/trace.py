@@ -6,21 +6,26 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tower import db, log, queries, reminders, trace
-from tower.errors import NotFound, Unavailable
+from tower.errors import Unavailable
 from tower.faults import fault
-from tower.folder import Folder, TaskFolder, open_folder, remove_empty
+from tower.folder import Folder, TaskFolder, open_folder
 from tower.log import Outage
 from tower.models import FINAL
+from tower.queries import Told
 from tower.settings import Settings
 from tower.trace import ARTIFACTS, EVENTS, INPUT, LOG, OUTPUT
 
 #: How long the lag that was seen last says something about now.
 _FRESH_S = 2.0
+#: Threads of a process that write at once, since one with a large log must not keep the others waiting; folders that each takes together.
+_WRITERS, _TOGETHER = 3, 32
 #: What goes wrong with one folder because of what somebody put or took there; everything else is the disk's, and hits all folders.
 _IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.EACCES, errno.EPERM)
 
@@ -35,9 +40,10 @@ class Tracer:
         self._lag_s, self._seen_at = 0.0, 0.0
         self._outage, self._failed_at = Outage(_log, "traces can be written again"), 0.0
         self._lock = threading.Lock()
-        #: Tasks being traced by this process, and those of them that were asked for meanwhile.
+        #: Tasks that were asked for, in order, and those of them that a thread of this process has in hand.
+        self._asked: dict[str, None] = {}
         self._in_hand: set[str] = set()
-        self._again: set[str] = set()
+        self._writers = 0
 
     @property
     def lag_s(self) -> float:
@@ -47,46 +53,84 @@ class Tracer:
     def trace(self, task_id: str) -> None:
         """Write what the task's folder does not tell yet; a disk that fails delays it and harms nothing else.
 
-        While a thread of this process writes the folder, no other waits for it: that one looks again.
+        Returns at once when other threads of this process are at it: they take what was asked for meanwhile, several tasks together.
         """
         with self._lock:
-            if task_id in self._in_hand:
-                self._again.add(task_id)
+            self._asked[task_id] = None
+            if self._writers == _WRITERS or not self._next():
                 return
-            self._in_hand.add(task_id)
+            self._writers += 1
         try:
-            self._try(task_id)
-            while self._is_asked_again(task_id):
-                self._try(task_id)
-        except BaseException:
+            while taken := self._take():
+                try:
+                    self._try(taken)
+                finally:
+                    self._put_back(taken)
+        finally:
             with self._lock:
-                self._in_hand.discard(task_id)
-            raise
+                self._writers -= 1
 
-    def _is_asked_again(self, task_id: str) -> bool:
-        """Whether to go on with a task; if not, it is out of our hands."""
+    def _next(self) -> list[str]:
+        """Return what to write next; what another thread has in hand comes after that."""
+        return list(islice((task_id for task_id in self._asked if task_id not in self._in_hand), _TOGETHER))
+
+    def _take(self) -> list[str]:
         with self._lock:
-            if task_id in self._again:
-                self._again.discard(task_id)
-                return True
-            self._in_hand.discard(task_id)
-            return False
+            taken = sorted(self._next())  # so that two processes that lock the same folders do not wait for each other in a circle
+            for task_id in taken:
+                del self._asked[task_id]
+            self._in_hand.update(taken)
+            return taken
+
+    def _put_back(self, taken: list[str]) -> None:
+        with self._lock:
+            self._in_hand.difference_update(taken)
 
     def rebuild(self, task_id: str, into: Path | None = None) -> None:
         """Write a task's folder from its rows alone, in TRACE_DIR or elsewhere; raise NotFound, OSError or Unavailable."""
         db.read(partial(self._write_anew, task_id, into))
 
-    def _try(self, task_id: str) -> None:
+    def _try(self, ids: list[str]) -> None:
         try:
-            db.read(partial(self._bring_up, task_id))  # one connection for all that is asked on the way
-        except NotFound:
-            remove_empty(self._root, task_id)  # deleted meanwhile; looking made a folder
+            db.read(partial(self._bring_up, ids))  # one connection for all that is asked on the way
+        except Unavailable as error:
+            _log.warning("%s %d traces wait.", error.message, len(ids))
+
+    def _bring_up(self, ids: list[str]) -> None:
+        with ExitStack() as stack:
+            folders = {task_id: folder for task_id in ids if (folder := self._opened(stack, task_id))}
+            told = queries.to_trace(list(folders))  # once they are locked: nobody else can have written what we read
+            marks = [mark for task_id, folder in folders.items() if (mark := self._written(folder, task_id, told.get(task_id)))]
+            if marks:
+                fault("trace.before_mark")
+                db.unit(partial(reminders.traced, marks))
+                self._note_pace([told[task_id]["task"] for task_id, _, _ in marks])
+
+    def _opened(self, stack: ExitStack, task_id: str) -> TaskFolder | None:
+        try:
+            return stack.enter_context(open_folder(self._root, task_id))
         except BlockingIOError:
             _log.debug("another process writes the folder; the sweep looks after it", extra=log.context(task_id, 0))
         except OSError as error:
             self._note_failure(task_id, error)
-        except Unavailable as error:
-            _log.warning("%s The trace waits.", error.message, extra=log.context(task_id, 0))
+        return None
+
+    def _written(self, folder: TaskFolder, task_id: str, told: Told | None) -> tuple[str, int, int] | None:
+        """Bring one folder up; return up to which number it tells everything now, and how long its log is, if that is news."""
+        if told is None:
+            folder.drop_if_empty()  # deleted meanwhile; looking made a folder
+            return None
+        task = told["task"]
+        try:
+            if task["traced_seq"] >= task["seq"]:
+                if _is_whole(folder, told):
+                    return None
+                db.unit(partial(reminders.untraced, task_id))
+                told = queries.to_trace([task_id])[task_id]
+            return task_id, told["task"]["seq"], self._catch_up(folder, told)
+        except OSError as error:
+            self._note_failure(task_id, error)
+            return None
 
     def _note_failure(self, task_id: str, error: OSError) -> None:
         """Say once what is wrong, in the row and in the process log; the sweep asks for the folder again."""
@@ -103,100 +147,90 @@ class Tracer:
         if not is_known and db.unit(partial(reminders.trace_failed, task_id, reason)) and is_of_one:
             _log.warning("the trace could not be written; it will be tried again: %s", reason, extra=log.context(task_id, 0))
 
-    def _bring_up(self, task_id: str) -> None:
-        with open_folder(self._root, task_id) as folder:
-            task = _row(folder, task_id)
-            if task["traced_seq"] >= task["seq"] and not _is_whole(folder, task):
-                db.unit(partial(reminders.untraced, task_id))
-                task |= {"traced_seq": 0, "traced_bytes": 0}
-            if task["traced_seq"] < task["seq"]:
-                self._catch_up(folder, task)
-
-    def _catch_up(self, folder: TaskFolder, task: dict[str, Any]) -> None:
+    def _catch_up(self, folder: TaskFolder, told: Told) -> int:
         fault("trace.before_write")
+        task = told["task"]
         if not folder.has(INPUT):
             folder.replace(INPUT, trace.render_input(task).encode())
-        size = _extend_log(folder, task)
-        _write_rest(folder, task)
-        self._mark(task, size)
+        size = _extend_log(folder, told)
+        _write_rest(folder, told)
+        return size
+
+    def _note_pace(self, tasks: list[dict[str, Any]]) -> None:
         # A full disk takes small folders between large ones: it is over for one that failed, or when none has failed for long.
-        if task["trace_error"] or time.monotonic() - self._failed_at > reminders.TRACE_CEILING_S:
+        if any(task["trace_error"] for task in tasks) or time.monotonic() - self._failed_at > reminders.TRACE_CEILING_S:
             self._outage.end()
-        if task["status"] in FINAL and not task["trace_error"]:  # else it says nothing about our pace
-            self._lag_s, self._seen_at = db.clock() - task["finished_at"], time.monotonic()
+        # What follows an outage says nothing about our pace.
+        ends = [task["finished_at"] for task in tasks if task["status"] in FINAL and not task["trace_error"]]
+        if ends:
+            self._lag_s, self._seen_at = db.clock() - min(ends), time.monotonic()
 
     def _write_anew(self, task_id: str, into: Path | None) -> None:
         with open_folder(into or self._root, task_id) as folder:
-            task = _row(folder, task_id)
+            told = queries.to_trace([task_id]).get(task_id)
+            if told is None:
+                folder.drop_if_empty()  # we have just made it
+                raise queries.not_found(task_id)
             for name in folder.names():
                 if name.startswith(".") and name.endswith(".new"):
                     folder.remove(name)
+            task = told["task"]
             folder.replace(INPUT, trace.render_input(task).encode())
             size = folder.replace(LOG, trace.log_pieces(task, 0))
-            _write_rest(folder, task)
+            _write_rest(folder, told)
             if into is None:
-                self._mark(task, size)
-
-    def _mark(self, task: dict[str, Any], size: int) -> None:
-        fault("trace.before_mark")
-        db.unit(lambda: reminders.traced(task["id"], task["seq"], size))
+                fault("trace.before_mark")
+                db.unit(partial(reminders.traced, [(task_id, task["seq"], size)]))
 
 
 def _takes_folders(root: Path) -> bool:
     return root.is_dir() and os.access(root, os.W_OK | os.X_OK)
 
 
-def _row(folder: TaskFolder, task_id: str) -> dict[str, Any]:
-    try:
-        return queries.task(task_id)
-    except NotFound:
-        folder.drop_if_empty()  # we have just made it
-        raise
-
-
-def _is_whole(folder: Folder, task: dict[str, Any]) -> bool:
+def _is_whole(folder: Folder, told: Told) -> bool:
     """Whether every file is there that should be, as long as it should be."""
+    task = told["task"]
     if folder.size(LOG) != task["traced_bytes"] or not (folder.has(INPUT) and folder.has(EVENTS)):
         return False
     if task["status"] not in FINAL:
         return True
-    kept = db.read(lambda: queries.artifacts(task["id"]))
-    return folder.has(OUTPUT) and all(folder.size(f"{ARTIFACTS}/{name}") is not None for name, _ in kept)
+    return folder.has(OUTPUT) and all(folder.size(f"{ARTIFACTS}/{name}") is not None for name, _ in told["artifacts"])
 
 
-def _extend_log(folder: Folder, task: dict[str, Any]) -> int:
+def _extend_log(folder: Folder, told: Told) -> int:
     """Append what is new to log.txt, or write all of it if it was taken away or cut; return its size."""
+    task = told["task"]
+    if not task["traced_seq"]:
+        return folder.replace(LOG, trace.log_pieces(task, 0) if told["news"] is None else [trace.render_log(told["news"]).encode()])
     size = int(task["traced_bytes"])
     if not folder.append(LOG, size, b""):
         return folder.replace(LOG, trace.log_pieces(task, 0))
-    for piece in trace.log_pieces(task, task["traced_seq"]):
+    pieces = trace.log_pieces(task, task["traced_seq"]) if told["news"] is None else [trace.render_log(told["news"]).encode()]
+    for piece in pieces:
         if not folder.append(LOG, size, piece):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), LOG)  # taken away at this moment
         size += len(piece)
     return size
 
 
-def _write_rest(folder: TaskFolder, task: dict[str, Any]) -> None:
+def _write_rest(folder: TaskFolder, told: Told) -> None:
     """Write everything but input.json and log.txt; output.json last, and only at the end."""
-    events = [event for event in db.read(lambda: queries.events(task["id"])) if event["seq"] <= task["seq"]]
+    task, events = told["task"], told["events"]
     folder.replace(EVENTS, trace.render_events(events).encode())
     if task["status"] in FINAL:
-        _write_artifacts(folder, task["id"])
+        _write_artifacts(folder, task["id"], told["artifacts"])
         folder.replace(OUTPUT, trace.render_output(task, events).encode())
     else:
         folder.remove(OUTPUT)  # of a database that was restored from before the end
-    folder.settle()
     folder.check_place()
 
 
-def _write_artifacts(folder: Folder, task_id: str) -> None:
-    kept = db.read(lambda: queries.artifacts(task_id))
+def _write_artifacts(folder: Folder, task_id: str, kept: list[tuple[str, int]]) -> None:
     if not kept:
         return
     with folder.inner(ARTIFACTS) as inside:
         for name, parts in kept:
             _write_inside(inside, name.split("/"), trace.artifact_parts(task_id, name, parts))
-        inside.settle()
 
 
 def _write_inside(folder: Folder, path: list[str], parts: Iterable[bytes]) -> None:

@@ -278,7 +278,7 @@ def test_a_task_whose_trace_lags_is_named_until_it_is_traced(rows: Settings) -> 
     db.unit(lambda: Task.update(trace_due_at=0).execute())
     assert db.unit(lambda: reminders.due_to_trace(10)) == [task_id]
     assert db.unit(lambda: reminders.due_to_trace(10)) == []
-    db.unit(lambda: reminders.traced(task_id, 1, 40))
+    db.unit(lambda: reminders.traced([(task_id, 1, 40)]))
     db.unit(lambda: Task.update(trace_due_at=0).execute())
     assert db.unit(lambda: reminders.due_to_trace(10)) == []
 

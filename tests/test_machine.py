@@ -392,7 +392,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     def trace(self, draw: Draw) -> None:
         task = pick(draw, self.tasks)
-        db.unit(lambda: reminders.traced(task, r.row(task)["seq"], 0))
+        db.unit(lambda: reminders.traced([(task, r.row(task)["seq"], 0)]))
 
     # What holds at all times.
 

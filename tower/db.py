@@ -249,6 +249,21 @@ def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+def among(column: str, values: Sequence[Any]) -> str:
+    """Return the condition that a column holds one of these values, as SQL."""
+    return f"{column} IN ({', '.join('?' * len(values))})"
+
+
+def listed(lines: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
+    """Return lines of values as SQL that can stand behind FROM, with their columns named column1, column2, …, and the values."""
+    return f"(VALUES {tuples(len(lines), len(lines[0]))}) AS given", [value for line in lines for value in line]
+
+
+def tuples(count: int, columns: int) -> str:
+    """Return so many rows of question marks, as they stand behind VALUES."""
+    return ", ".join([f"({', '.join('?' * columns)})"] * count)
+
+
 def likely(condition: str) -> peewee.SQL:
     """Return a condition that most rows meet: SQLite, which keeps no statistics, would take an index on it before one that orders."""
     return peewee.SQL(condition if is_postgres() else f"likely({condition})")

@@ -1,4 +1,7 @@
-"""A task's folder on the disk: opened under a lock, written so that a reader never sees half a file."""
+"""A task's folder on the disk: opened under a lock, written so that a reader never sees half a file.
+
+Nothing here waits for the disk: what a power cut takes is written again from the rows, see `boot`.
+"""
 
 import errno
 import fcntl
@@ -61,7 +64,6 @@ class Folder:
             file.truncate(offset)
             try:
                 _write_all(fd, data, offset)
-                os.fsync(fd)
             except OSError:
                 with suppress(OSError):
                     file.truncate(offset)  # half a line is no line
@@ -127,20 +129,16 @@ class Folder:
         with _open_folder(name, self._fd, make) as fd:
             yield Folder(fd)
 
-    def settle(self) -> None:
-        """Make the names in the folder survive a power cut."""
-        os.fsync(self._fd)
-
 
 def _fill(fd: int, parts: Iterable[bytes]) -> int:
     """Write and close a new file; every error of the disk is raised here, also one that it tells only at the end."""
     size = 0
-    with open(fd, "wb") as file:
+    try:
         for part in parts:
-            file.write(part)
+            _write_all(fd, part, size)
             size += len(part)
-        file.flush()
-        os.fsync(fd)
+    finally:
+        os.close(fd)
     return size
 
 

@@ -28,7 +28,7 @@ from tower.models import (
     TaskLabel,
     TaskStart,
 )
-from tower.moves import among, change, listed, move, record
+from tower.moves import change, move, record
 from tower.reminders import NUDGE_S, Nudge
 
 #: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, unless its type says otherwise.
@@ -130,7 +130,7 @@ def dispatch(ids: Sequence[str]) -> list[Nudge]:
         "dispatched",
         {},
         sets=f"nudges = 0, nudge_at = {{now}} + {NUDGE_S}, dispatched_at = {{now}}",
-        where=among("id", ids),
+        where=db.among("id", ids),
         values=ids,
         returning=("rate_key",),
     )
@@ -152,7 +152,7 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
 
 def claim_some(worker_id: str, token: str, most: int, queues: Sequence[str]) -> list[Claim]:
     """Lease the first dispatched tasks of these queues, in their order; see `claim`."""
-    first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {among('queue', queues)} AND {_IN_TIME} ORDER BY rank, id LIMIT ?"
+    first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)} AND {_IN_TIME} ORDER BY rank, id LIMIT ?"
     # As an array it is looked for once; as a plain subquery, Postgres may do so again for each row.
     chosen = f"id = ANY (ARRAY({first} FOR UPDATE SKIP LOCKED))" if db.is_postgres() else f"id IN ({first})"
     return _claim(worker_id, token, chosen, [*queues, most])
@@ -236,7 +236,7 @@ def finish_all(endings: Sequence[Ending]) -> list[str | None]:
 def _succeed(endings: Sequence[Ending]) -> set[str]:
     if not endings:
         return set()
-    given, values = listed(
+    given, values = db.listed(
         [(ending.claim.id, ending.claim.attempt, ending.claim.token, ending.outcome.result, ending.token) for ending in endings]
     )
     sets = "result = column4, error_code = NULL, error = NULL, finish_token = column5, finished_at = {now}"

@@ -72,7 +72,7 @@ def _insert(tasks: Sequence[Row]) -> list[Row]:
     place = {name: f"column{number}" for number, name in enumerate(_GIVEN, 1)}
     typed = {name: f"CAST({column} AS {_GIVEN[name]})" for name, column in place.items()} if db.is_postgres() else place
     taken = ", ".join([*typed.values(), *(made.format(**typed) for made in _MADE.values())])
-    values = f"(VALUES {_tuples(len(tasks), len(_GIVEN))}) AS given"
+    values = f"(VALUES {db.tuples(len(tasks), len(_GIVEN))}) AS given"
     statement = f"""
         INSERT INTO task ({", ".join([*_GIVEN, *_MADE])})
         SELECT {taken} FROM {values}, (SELECT {{now}} AS at) AS clock WHERE true
@@ -116,20 +116,6 @@ def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
     return sources
 
 
-def among(column: str, values: Sequence[Any]) -> str:
-    """Return the condition that a column holds one of these values, as SQL."""
-    return f"{column} IN ({', '.join('?' * len(values))})"
-
-
-def listed(rows: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
-    """Return rows of values as SQL that can stand behind FROM, with their columns named column1, column2, …, and the values."""
-    return f"(VALUES {_tuples(len(rows), len(rows[0]))}) AS given", [value for row in rows for value in row]
-
-
-def _tuples(rows: int, columns: int) -> str:
-    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
-
-
 def _with_events(statement: str, values: Sequence[Any], kind: str, data: dict[str, Any]) -> list[Row]:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     if db.is_postgres():
@@ -139,7 +125,7 @@ def _with_events(statement: str, values: Sequence[Any], kind: str, data: dict[st
         rows = db.rows(statement, values)
         for some in peewee.chunked(rows, ROWS):
             events = [value for row in some for value in (row["id"], row["seq"], row["attempt"], row["updated_at"], kind, text)]
-            db.rows(f"{_EVENT} VALUES {_tuples(len(events) // 6, 6)}", events)
+            db.rows(f"{_EVENT} VALUES {db.tuples(len(events) // 6, 6)}", events)
     _tell(rows, kind, data)
     return rows
 

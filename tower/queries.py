@@ -1,16 +1,17 @@
 """Questions to the rows that change nothing. Each runs inside `db.read`."""
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from peewee import fn
 
 from tower import db, load
 from tower.decision import obstacle
 from tower.errors import NotFound
-from tower.models import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, Worker
+from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, Worker
 
 #: The columns of a list: everything but the texts that may be large.
 _SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
@@ -41,7 +42,7 @@ def task(task_id: str) -> dict[str, Any]:
     """Return one task with its wait reason; raise NotFound."""
     row = Task.select().where(Task.id == task_id).dicts().first()
     if row is None:
-        raise _not_found(task_id)
+        raise not_found(task_id)
     _explain_waits([row])
     return dict(row)
 
@@ -146,6 +147,73 @@ def artifacts(task_id: str) -> list[tuple[str, int]]:
     return [(str(name), int(parts)) for name, parts in rows]
 
 
+class Told(TypedDict):
+    """What the folder of a task is written from."""
+
+    task: dict[str, Any]
+    events: list[dict[str, Any]]
+    #: Events and log chunks that log.txt does not tell yet; None if they are too many to hold.
+    news: list[dict[str, Any]] | None
+    #: Names of files, and in how many parts each is kept.
+    artifacts: list[tuple[str, int]]
+
+
+#: Log chunks of a task that are held together: a quarter of a megabyte each, at most.
+_FEW = 4
+
+
+def to_trace(ids: Sequence[str]) -> dict[str, Told]:
+    """Return what the folders of tasks are written from; tasks that are gone are missing."""
+    if not ids:
+        return {}
+    tasks = {row["id"]: row for row in db.rows(f"SELECT * FROM task WHERE {db.among('id', ids)}", ids)}
+    events = _by_task(db.rows(f"SELECT * FROM task_event WHERE {db.among('task_id', ids)} ORDER BY seq", ids))
+    for task_id, task in tasks.items():
+        events[task_id] = [event for event in events[task_id] if event["seq"] <= task["seq"]]
+    unread = {task_id: _unread(task, events[task_id]) for task_id, task in tasks.items()}
+    few = [task_id for task_id, count in unread.items() if 0 < count <= _FEW]
+    chunks = _by_task(_chunks({task_id: tasks[task_id]["traced_seq"] for task_id in few}))
+    kept = _by_task(_artifacts([task_id for task_id, task in tasks.items() if task["status"] in FINAL]))
+    told: dict[str, Told] = {}
+    for task_id, task in tasks.items():
+        new = [*chunks[task_id], *events[task_id]]
+        news = sorted((entry for entry in new if task["traced_seq"] < entry["seq"] <= task["seq"]), key=lambda entry: entry["seq"])
+        told[task_id] = {
+            "task": task,
+            "events": events[task_id],
+            "news": news if unread[task_id] <= _FEW else None,
+            "artifacts": [(row["name"], row["count"]) for row in kept[task_id]],
+        }
+    return told
+
+
+def _unread(task: dict[str, Any], events: list[dict[str, Any]]) -> int:
+    """Return how many log chunks of a task are not in its folder yet: numbers that no event has."""
+    told: int = sum(event["seq"] > task["traced_seq"] for event in events)
+    return int(task["seq"] - task["traced_seq"]) - told
+
+
+def _chunks(after: dict[str, int]) -> list[dict[str, Any]]:
+    if not after:
+        return []
+    given, values = db.listed(list(after.items()))
+    return db.rows(f"SELECT task_log.* FROM task_log JOIN {given} ON task_id = column1 AND seq > column2", values)
+
+
+def _artifacts(ids: Sequence[str]) -> list[dict[str, Any]]:
+    if not ids:
+        return []
+    where = db.among("task_id", ids)
+    return db.rows(f"SELECT task_id, name, COUNT(*) AS count FROM task_artifact WHERE {where} GROUP BY task_id, name ORDER BY name", ids)
+
+
+def _by_task(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        found[row["task_id"]].append(row)
+    return found
+
+
 def artifact_sizes(task_id: str) -> list[tuple[str, int]]:
     """Return the names and sizes of the files a task left."""
     size = fn.SUM(fn.LENGTH(TaskArtifact.data))
@@ -207,9 +275,10 @@ def progress(task_id: str) -> tuple[str, int]:
     """Return a task's status and the number of its last event or log chunk; raise NotFound."""
     row = Task.select(Task.status, Task.seq).where(Task.id == task_id).tuples().first()
     if row is None:
-        raise _not_found(task_id)
+        raise not_found(task_id)
     return str(row[0]), int(row[1])
 
 
-def _not_found(task_id: str) -> NotFound:
+def not_found(task_id: str) -> NotFound:
+    """Return the error for a task that does not exist."""
     return NotFound(f"There is no task {task_id!r}; GET /tasks lists them.", code="task_not_found")

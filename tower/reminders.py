@@ -1,5 +1,6 @@
 """What comes due again: nudges that nobody took, traces that nobody wrote. Every function runs inside `db.unit`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,13 +80,17 @@ def due_to_trace(limit: int) -> list[str]:
     return [row["id"] for row in rows]
 
 
-def traced(task_id: str, seq: int, size: int) -> None:
-    """Note that the trace folder tells everything up to `seq`, with `size` bytes of log.txt."""
-    newer = (Task.traced_seq <= seq) | (Task.traced_seq > Task.seq)  # a mark beyond the last number tells of rows that are gone
-    (
-        Task.update(traced_seq=seq, traced_bytes=size, trace_tries=0, trace_error=None, trace_due_at=db.now() + TRACE_S)
-        .where(Task.id == task_id, Task.seq >= seq, newer)
-        .execute()
+def traced(marks: Sequence[tuple[str, int, int]]) -> None:
+    """Note of each task that its trace folder tells everything up to a number, with so many bytes of log.txt."""
+    given, values = db.listed(marks)
+    # A mark beyond the last number tells of rows that are gone.
+    newer = "(traced_seq <= column2 OR traced_seq > seq)"
+    db.rows(
+        f"""
+        UPDATE task SET traced_seq = column2, traced_bytes = column3,
+            trace_tries = 0, trace_error = NULL, trace_due_at = {{now}} + {TRACE_S}
+        FROM {given} WHERE id = column1 AND seq >= column2 AND {newer}""",
+        values,
     )
 
 
