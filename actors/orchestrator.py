@@ -132,9 +132,7 @@ class Walk:
         open_lanes = [row["lane"] for row in lanes if obstacle(row, self.load) is None]
         if len(open_lanes) * self.load.room > _MOST_HEADS:
             return None
-        waiting = self._waiting()
-        ordered = (waiting.where(Task.lane == lane).order_by(Task.rank, Task.id) for lane in open_lanes)
-        rows = [dict(row) for lane in ordered for row in lane.limit(self.load.room).dicts()]
+        rows = [row for lane in open_lanes for row in db.rows(_OF_LANE.format(queued=_queued().sql), [self.load.now, lane, self.load.room])]
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
 
     def _waiting(self) -> Any:
@@ -179,7 +177,12 @@ WITH RECURSIVE head(id) AS (
         ORDER BY lane, rank, id LIMIT 1
     ) FROM head WHERE head.id IS NOT NULL
 )
-SELECT id FROM head WHERE id IS NOT NULL LIMIT {most}
+SELECT {names}, lane FROM task WHERE id IN (SELECT id FROM head WHERE id IS NOT NULL LIMIT {most})
+"""
+#: The first tasks of one lane.
+_OF_LANE = f"""
+SELECT {load.NAMES} FROM task
+WHERE {{queued}} AND ready_at <= ? AND (expires_at IS NULL OR expires_at > {{{{now}}}}) AND lane = ? ORDER BY rank, id LIMIT ?
 """
 
 
@@ -189,5 +192,4 @@ def _queued() -> Any:
 
 def _lanes(most: int) -> list[dict[str, Any]]:
     """Return the first task of each lane in which one waits, of so many lanes."""
-    ids = [row[0] for row in db.database.execute_sql(_HEADS.format(queued=_queued().sql, most=most)).fetchall()]
-    return list(Task.select(*load.COLUMNS, Task.lane).where(Task.id << ids).dicts())
+    return db.rows(_HEADS.format(queued=_queued().sql, most=most, names=load.NAMES))

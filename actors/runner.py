@@ -21,7 +21,7 @@ from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
 from tower.host import lease_time
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import Ending, LogPart, Outcome
-from tower.models import FAILED, QUEUED, SUCCEEDED, TIMED_OUT, Task, new_id
+from tower.models import FAILED, SUCCEEDED, TIMED_OUT, new_id
 from tower.settings import Settings
 
 #: Characters kept of an error's message, and of each of its details.
@@ -255,7 +255,7 @@ class Runner:
     def _tell(self, task_id: str) -> None:
         if not self._nudger.send(TRACE, task_id) and self._write_trace:
             self._write_trace(task_id)
-        if _somebody_waits() and not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
+        if db.read(queries.is_anything_ready) and not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
             self._run_pass()
 
     def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:
@@ -314,10 +314,6 @@ def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
 
 def _timed_out(code: str, message: str, outcome: Outcome) -> Outcome:
     return replace(outcome, status=TIMED_OUT, result=None, error={"code": code, "message": message}, may_retry=True, retry_after_s=None)
-
-
-def _somebody_waits() -> bool:
-    return db.read(lambda: bool(Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).exists()))
 
 
 def _parts(path: Path) -> Iterator[bytes]:

@@ -12,12 +12,12 @@ from typing import Any
 
 from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, UNGUARDED, Attempt
 from actors.guard import Guard
-from tower import __version__, db, leases, lifeline
+from tower import __version__, db, leases, lifeline, queries
 from tower.broker import TRACE, Nudger
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.host import hostname, lease_time, this_process
-from tower.models import DISPATCHED, QUEUED, Task, Worker, new_id
+from tower.models import Worker, new_id
 from tower.settings import Settings
 
 _TICK_S = 0.1
@@ -211,5 +211,4 @@ class WorkerProcess:
         db.unit(query.execute, patience_s=2)
 
     def _something_waits(self) -> bool:
-        ready = (Task.status == DISPATCHED) | ((Task.status == QUEUED) & (Task.ready_at <= db.now()))
-        return db.read(lambda: bool(Task.select(Task.id).where(ready).exists()), patience_s=2)
+        return db.read(lambda: queries.is_dispatched(None, self.queues) or queries.is_anything_ready(), patience_s=2)

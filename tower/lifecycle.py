@@ -99,8 +99,8 @@ class Ending:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it succeeded and said nothing, as most do: then nothing has to be looked at first."""
-        return self.outcome.status == SUCCEEDED and not self.tail
+        """Whether it succeeded, and none of its log may be there already, as most do: then nothing has to be looked at first."""
+        return self.outcome.status == SUCCEEDED and not any(part.is_doubtful for part in self.tail)
 
 
 def insert(tasks: Sequence[NewTask]) -> set[str]:
@@ -236,12 +236,30 @@ def finish_all(endings: Sequence[Ending]) -> list[str | None]:
 def _succeed(endings: Sequence[Ending]) -> set[str]:
     if not endings:
         return set()
-    given, values = db.listed(
-        [(ending.claim.id, ending.claim.attempt, ending.claim.token, ending.outcome.result, ending.token) for ending in endings]
-    )
+    given, values = db.listed([(*_held(ending.claim), ending.outcome.result, ending.token, len(ending.tail)) for ending in endings])
     sets = "result = column4, error_code = NULL, error = NULL, finish_token = column5, finished_at = {now}"
     where = "id = column1 AND attempt = column2 AND claim_token = column3"
-    return {row["id"] for row in change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, given=given, where=where, values=values)}
+    # The last lines come before the end, and take as many numbers.
+    rows = change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, more="column6", given=given, where=where, values=values)
+    seqs = {row["id"]: row["seq"] for row in rows}
+    _keep_tails([ending for ending in endings if ending.claim.id in seqs], seqs)
+    return set(seqs)
+
+
+def _keep_tails(endings: Sequence[Ending], seqs: dict[str, int]) -> None:
+    """Store the last lines of these attempts' logs, numbered up to the event of the end."""
+    lines = [
+        (ending.claim.id, seqs[ending.claim.id] - len(ending.tail) + place, ending.claim.attempt, piece.part, piece.text)
+        for ending in endings
+        for place, piece in enumerate(ending.tail)
+    ]
+    for some in peewee.chunked(lines, moves.ROWS):
+        values = [value for line in some for value in line]
+        db.rows(f"INSERT INTO task_log (task_id, seq, attempt, part, text) VALUES {db.tuples(len(values) // 5, 5)}", values)
+
+
+def _held(claim: Claim) -> tuple[str, int, str]:
+    return claim.id, claim.attempt, claim.token
 
 
 def _finish(ending: Ending) -> str | None:

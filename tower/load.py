@@ -4,17 +4,16 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from peewee import Case, fn
-
 from tower import db
 from tower.decision import Limits, Load, Place, Row, measure, rate_of
-from tower.models import IN_FLIGHT, RUNNING, Rule, Task, TaskStart, Worker
+from tower.models import DISPATCHED, RUNNING, Rule, Task, TaskStart
 
 #: What the decision needs to know of a task.
 COLUMNS = (
     *(Task.id, Task.rank, Task.queue, Task.type, Task.ready_at, Task.attempt),
     *(Task.concurrency_key, Task.concurrency_limit, Task.rate_key, Task.rate_limit, Task.rate_per_s),
 )
+NAMES = ", ".join(field.column_name for field in COLUMNS)
 _LIMITS = ("max_running", "rate_limit", "rate_per_s", "paused_at", "paused_by", "reason")
 
 
@@ -25,7 +24,7 @@ def read(workers: Iterable[Row]) -> Load:
 
 def rules() -> dict[Place, Limits]:
     """Return what the rules say."""
-    return {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in Rule.select().dicts()}
+    return {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in db.rows("SELECT * FROM rule")}
 
 
 def paused() -> set[Place]:
@@ -35,15 +34,14 @@ def paused() -> set[Place]:
 
 def in_flight() -> list[dict[str, Any]]:
     """Return what is in flight by queue, type and key; what a stopping worker still runs holds no slot."""
-    stopping = Worker.select(Worker.id).where(Worker.slots == 0)
-    leaving = (Task.status == RUNNING) & Task.worker_id.in_(stopping)
-    columns = (Task.queue, Task.type, Task.concurrency_key)
-    counts = (
-        fn.COUNT(Task.id).alias("count"),
-        fn.SUM(Case(None, [(leaving, 0)], 1)).alias("holding"),
-        fn.MIN(Task.concurrency_limit).alias("lowest"),
-    )
-    return list(Task.select(*columns, *counts).where(Task.status << IN_FLIGHT).group_by(*columns).dicts())
+    return db.rows(_IN_FLIGHT)
+
+
+_IN_FLIGHT = f"""
+SELECT queue, type, concurrency_key, COUNT(*) AS count, MIN(concurrency_limit) AS lowest,
+    SUM(CASE WHEN status = '{RUNNING}' AND worker_id IN (SELECT id FROM worker WHERE slots = 0) THEN 0 ELSE 1 END) AS holding
+FROM task WHERE status IN ('{DISPATCHED}', '{RUNNING}') GROUP BY queue, type, concurrency_key
+"""
 
 
 def add_starts(load: Load, rows: Iterable[Row], chosen: Counter[str] | None = None) -> None:

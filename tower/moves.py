@@ -88,19 +88,22 @@ def change(
     *,
     where: str,
     sets: str = "",
+    more: str = "0",
     given: str = "",
     values: Sequence[Any] = (),
     returning: Sequence[str] = (),
 ) -> list[Row]:
     """Change the status of the rows that still are where they should be, and append the event of each; return what they are now.
 
-    `sets`, `given` (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order.
+    `sets`, `given` (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL
+    for how many numbers before that of the event something else takes.
     """
     sources = checked(sources, target)
     patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
     returned = dict.fromkeys(("id", "seq", "attempt", "type", "updated_at", *returning))
     statement = f"""
-        UPDATE task SET status = '{target}', seq = seq + 1, updated_at = {{now}}, trace_tries = 0, trace_due_at = {{now}} + {patience_s}
+        UPDATE task SET status = '{target}', seq = seq + 1 + {more}, updated_at = {{now}},
+            trace_tries = 0, trace_due_at = {{now}} + {patience_s}
         {sets and f", {sets}"} {given and f"FROM {given}"}
         WHERE {where} AND status IN ({", ".join(f"'{source}'" for source in sources)})
         RETURNING {", ".join(returned)}"""

@@ -11,7 +11,7 @@ from peewee import fn
 from tower import db, load
 from tower.decision import obstacle
 from tower.errors import NotFound
-from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, Worker
+from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog
 
 #: The columns of a list: everything but the texts that may be large.
 _SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
@@ -123,8 +123,18 @@ def _explain_waits(rows: list[dict[str, Any]]) -> None:
 
 def is_dispatched(task_id: str | None, queues: Sequence[str]) -> bool:
     """Whether the task, or any on these queues if none is named, waits for a worker to claim it."""
-    chosen = Task.queue << list(queues) if task_id is None else Task.id == task_id
-    return bool(Task.select(Task.id).where(Task.status == DISPATCHED, chosen).exists())
+    chosen = db.among("queue", queues) if task_id is None else "id = ?"
+    return bool(
+        db.rows(f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {chosen} LIMIT 1", list(queues) if task_id is None else [task_id])
+    )
+
+
+_QUEUED = f"status = '{QUEUED}'"
+
+
+def is_anything_ready() -> bool:
+    """Whether a queued task's time has come."""
+    return bool(db.rows(f"SELECT 1 FROM task WHERE {_QUEUED} AND ready_at <= {{now}} LIMIT 1"))
 
 
 def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:
@@ -229,7 +239,7 @@ def artifact_part(task_id: str, name: str, part: int) -> bytes:
 
 def live_workers(within_s: float = 30.0) -> list[dict[str, Any]]:
     """Return the workers that renewed their row in the last seconds, oldest first."""
-    rows = Worker.select().where(Worker.beat_at > db.now() - within_s).order_by(Worker.started_at).dicts()
+    rows = db.rows("SELECT * FROM worker WHERE beat_at > {now} - ? ORDER BY started_at", [within_s])
     return [{**row, "queues": json.loads(row["queues"])} for row in rows]
 
 
