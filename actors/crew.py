@@ -15,9 +15,11 @@ from actors.trace import Tracer
 from actors.worker import WorkerProcess
 from tower import db
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor, stop_taking
+from tower.errands import Errand
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.handler import Registry
+from tower.reminders import Nudge
 from tower.settings import Settings
 from tower.sweep import Sweep
 
@@ -45,12 +47,14 @@ class Crew(Middleware):
         self._settings = settings
         self._registry = registry
         self._nudger = Nudger(broker)
-        self._dispatcher = Dispatcher(settings, self._nudger)
+        self._dispatcher = Dispatcher(settings, self._nudger, self._offer)
         self._tracer = Tracer(settings)
         self._runner: Runner | None = None
         self._worker: WorkerProcess | None = None
         self._sweep: Sweep | None = None
         self._is_leaving = False
+        #: The actors that this process asks without the broker.
+        self._errands: dict[str, Errand] = {}
         self._declare(broker)
 
     def write_trace(self, task_id: str) -> None:
@@ -68,6 +72,9 @@ class Crew(Middleware):
             self._runner.handle(task_id)
         elif self._is_leaving:
             self._nudger.send(actor_name, task_id)  # for somebody who stays
+
+    def _offer(self, nudge: Nudge) -> bool:
+        return self._runner is not None and not self._is_leaving and self._runner.offer(nudge)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Make room for the control actors beside the slots, and start beating."""
@@ -108,6 +115,12 @@ class Crew(Middleware):
             self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace, lambda: self._tracer.lag_s
         )
         self._worker.start(self._runner.look, lambda: self._dispatcher.is_due, self._runner.abandon)
+        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, self._dispatcher.answer)}
+        if write_trace:
+            self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all)
+        for name, errand in self._errands.items():
+            errand.start()
+            self._nudger.deliver_here(name, errand)
         if not self._settings.embedded:  # the server has a sweep already
             self._sweep = Sweep(self._settings, self._nudger, write_trace)
             self._sweep.start()
@@ -117,6 +130,9 @@ class Crew(Middleware):
             self._sweep.stop()
         if self._worker:
             self._worker.stop(grace_s)
+        for name, errand in self._errands.items():
+            self._nudger.deliver_here(name, None)
+            errand.stop()
 
 
 def _actor(broker: dramatiq.Broker, function: Callable[[str], None], name: str, queue: str, priority: int) -> None:

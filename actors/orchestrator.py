@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from peewee import Tuple, ValuesList
@@ -26,13 +27,20 @@ _MOST_HEADS = 10_000
 class Dispatcher:
     """Runs passes; nudges that arrive while one runs are answered together by the next."""
 
-    def __init__(self, settings: Settings, nudger: Nudger) -> None:
+    def __init__(self, settings: Settings, nudger: Nudger, offer: Callable[[Nudge], bool] = lambda nudge: False) -> None:
         self._settings = settings
         self._nudger = nudger
+        #: Puts a task into a free slot of this process, if there is one.
+        self._offer = offer
+        self._was_of_use = False
         self._turn = threading.Lock()
         self._asked = threading.Event()
         #: When, on our own clock, a rate lets a task start that the last pass saw waiting for it.
         self._due_at: float | None = None
+
+    def answer(self, asked: Sequence[str]) -> None:
+        """Start everything that may start, whatever tasks one was asked about; see `orchestrate`."""
+        self.orchestrate(asked[0])
 
     def orchestrate(self, task_id: str) -> None:
         """Start everything that may start, now or, if a pass is under way, by the one that follows it; nobody waits for a pass."""
@@ -51,19 +59,33 @@ class Dispatcher:
         return self._due_at is not None and time.monotonic() >= self._due_at
 
     def run_pass(self) -> int:
-        """Mark as dispatched what may start now, nudge the handler actors, and return how many there were."""
+        """Mark as dispatched what may start now, have it started, and return how many there were."""
         self._due_at = None
-        if not db.read(self._is_needed):
+        # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
+        if not self._was_of_use and not db.read(self._is_needed):
             return 0
         chosen = db.unit(self._decide)
+        self._was_of_use = bool(chosen)
         fault("dispatch.after_commit")
-        for nudge in chosen:
-            self._nudger.send(handler_actor(nudge.type), nudge.id)
+        self._deliver(chosen)
         fault("dispatch.after_send")
         return len(chosen)
 
+    def _deliver(self, chosen: list[Nudge]) -> None:
+        """Give tasks to free slots: first to those of this process, the others are nudged. A slot that is busy looks by itself.
+
+        Who is busy is asked after the commit: a slot that becomes free later will find what was chosen.
+        """
+        left = [nudge for nudge in chosen if not self._offer(nudge)]
+        if not left:
+            return
+        idle = db.read(partial(_idle_slots, self._settings.lease_s))
+        for nudge in left:
+            if idle[nudge.queue] > 0:
+                idle[nudge.queue] -= 1
+                self._nudger.send(handler_actor(nudge.type), nudge.id)
+
     def _is_needed(self) -> bool:
-        """Look before writing: most nudges under a backlog find no room."""
         return any(self._walk())
 
     def _decide(self) -> list[Nudge]:
@@ -184,6 +206,15 @@ _OF_LANE = f"""
 SELECT {load.NAMES} FROM task
 WHERE {{queued}} AND ready_at <= ? AND (expires_at IS NULL OR expires_at > {{{{now}}}}) AND lane = ? ORDER BY rank, id LIMIT ?
 """
+
+
+def _idle_slots(lease_s: float) -> Counter[str]:
+    """Return how many slots of live workers run nothing, by queue."""
+    idle, running = Counter[str](), queries.running_counts()
+    for worker in queries.live_workers(lease_s):
+        for queue in worker["queues"]:
+            idle[queue] += max(0, worker["slots"] - running.get(worker["id"], 0))
+    return idle
 
 
 def _queued() -> Any:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, SILENCE, TIMEOUT, UNGUA
 from actors.worker import WorkerProcess
 from tower import db, jsontext, leases, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
+from tower.errands import Threads
 from tower.errors import InvalidTask, Unavailable
 from tower.faults import fault
 from tower.group import Group
@@ -22,6 +22,7 @@ from tower.host import lease_time
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import Ending, LogPart, Outcome
 from tower.models import FAILED, SUCCEEDED, TIMED_OUT, new_id
+from tower.reminders import Nudge
 from tower.settings import Settings
 
 #: Characters kept of an error's message, and of each of its details.
@@ -78,49 +79,50 @@ class Runner:
         self._write_trace = write_trace
         self._trace_lag = trace_lag
         self._desk = Group(self._write)
+        self._slots = Threads("slot")
 
     def handle(self, task_id: str) -> None:
-        """Run the task if it may be run and a slot is free, then whatever else was dispatched; else drop the nudge."""
-        if self._worker.take_slot():
-            self._use_slot(task_id)
+        """Run the task, or the first that was dispatched, and then the next, if a slot is free; drop a nudge that was answered already."""
+        if db.read(partial(queries.is_dispatched, task_id, ())) and self._worker.take_slot():
+            self._use_slot()
+
+    def offer(self, nudge: Nudge) -> bool:
+        """Give a task that was dispatched to a free slot of this process; False if there is none."""
+        if nudge.queue not in self._worker.queues or not self._worker.take_slot():
+            return False
+        self._slots.run(self._use_slot)
+        return True
 
     def look(self) -> None:
         """Fill free slots from the database, without any nudge: so work goes on when the broker does not."""
         self._run_pass()
-        while self._worker.take_slot():
-            claim, leased_at = None, 0.0
-            try:
-                claim, leased_at = self._claim(None)
-            finally:
-                if claim is None:
-                    self._worker.give_slot()
-            if claim is None:
+        waiting = db.read(lambda: queries.dispatched_count(self._worker.queues))
+        for _ in range(waiting):
+            if not self._worker.take_slot():
                 return
-            threading.Thread(target=self._use_slot, args=(None, claim, leased_at), name=f"task-{claim.id}", daemon=True).start()
+            self._slots.run(self._use_slot)
 
-    def _use_slot(self, task_id: str | None, claim: Claim | None = None, leased_at: float = 0.0) -> None:
+    def _use_slot(self) -> None:
+        """Run one dispatched task after the other, and give the slot back when there is none."""
         try:
             while True:
                 try:
-                    self._run_in_turn(task_id, claim, leased_at)
+                    self._run_in_turn()
                 finally:
                     self._worker.give_slot()
                 # A nudge that came between the last look and the slot's being free found none.
-                task_id, claim = None, None
                 if not self._is_waited_for() or not self._worker.take_slot():
                     return
         except Unavailable as error:
             _log.warning("%s The slot waits for a nudge.", error.message)
 
-    def _run_in_turn(self, task_id: str | None, claim: Claim | None, leased_at: float) -> None:
-        """Run the claimed or named task, then one dispatched task after the other."""
-        if claim is None:
-            claim, leased_at = self._claim(task_id)
+    def _run_in_turn(self) -> None:
+        claim, leased_at = self._claim()
         while claim is not None:
             claim, leased_at = self._run(claim, leased_at)
             if claim is None and self._late_s() > 0:
                 time.sleep(min(self._late_s(), _PAUSE_S))
-                claim, leased_at = self._claim(None)
+                claim, leased_at = self._claim()
 
     def _late_s(self) -> float:
         """How long a slot should wait before its next task, so that short tasks do not outrun their traces for ever."""
@@ -129,19 +131,11 @@ class Runner:
     def _is_waited_for(self) -> bool:
         return not self._worker.stopping and db.read(partial(queries.is_dispatched, None, self._worker.queues))
 
-    def _claim(self, task_id: str | None) -> tuple[Claim | None, float]:
-        token, sent = new_id(), lease_time(embedded=self._settings.embedded)
-        me, queues = self._worker.id, self._worker.queues
-        if self._worker.stopping or not db.read(partial(queries.is_dispatched, task_id, queues)):
-            return None, sent  # a nudge that somebody answered already must not make writers wait
-        if task_id is None:
-            answer = self._desk.do(_Turn(takes=True))
-            return answer.claim, answer.leased_at
-        fault("claim.before")
-        claim = db.unit(lambda: lifecycle.claim(me, token, task_id=task_id), recognise=lambda: next(iter(lifecycle.claimed(token)), None))
-        if claim:
-            fault("claim.after_commit")
-        return claim, sent
+    def _claim(self) -> tuple[Claim | None, float]:
+        if self._worker.stopping:
+            return None, 0.0
+        answer = self._desk.do(_Turn(takes=True))
+        return answer.claim, answer.leased_at
 
     def _run(self, claim: Claim, leased_at: float) -> tuple[Claim | None, float]:
         """Run an attempt and record its end; return the next claim, which came with that."""
@@ -255,7 +249,7 @@ class Runner:
     def _tell(self, task_id: str) -> None:
         if not self._nudger.send(TRACE, task_id) and self._write_trace:
             self._write_trace(task_id)
-        if db.read(queries.is_anything_ready) and not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
+        if not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
             self._run_pass()
 
     def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:

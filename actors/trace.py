@@ -55,8 +55,12 @@ class Tracer:
 
         Returns at once when other threads of this process are at it: they take what was asked for meanwhile, several tasks together.
         """
+        self.trace_all([task_id])
+
+    def trace_all(self, ids: Iterable[str]) -> None:
+        """Write what the folders of several tasks do not tell yet; see `trace`."""
         with self._lock:
-            self._asked[task_id] = None
+            self._asked.update(dict.fromkeys(ids))
             if self._writers == _WRITERS or not self._next():
                 return
             self._writers += 1

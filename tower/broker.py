@@ -19,6 +19,7 @@ from dramatiq.errors import ActorNotFound, ConnectionClosed
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tower.errands import Errand
 from tower.errors import Unavailable
 from tower.log import Outage
 from tower.settings import Settings
@@ -167,9 +168,15 @@ class Nudger:
         self._broker = broker
         self._down_until = 0.0
         self._outage: Outage = getattr(broker, "outage", None) or _outage()
+        #: Actors at work in this process, by name.
+        self._errands: dict[str, Errand] = broker.__dict__.setdefault("errands", {})
 
     def send(self, actor_name: str, task_id: str) -> bool:
         """Send a task's id to an actor; call it after the commit. Returns False, and raises nothing, if it could not."""
+        errand: Errand | None = self._errands.get(actor_name)
+        if errand:
+            errand.ask(task_id)
+            return True
         if time.monotonic() < self._down_until:
             return False
         try:
@@ -182,6 +189,13 @@ class Nudger:
             return False
         self._outage.end()
         return True
+
+    def deliver_here(self, actor_name: str, errand: Errand | None) -> None:
+        """Give nudges for an actor to a thread of this process, whoever sends them here; None ends that."""
+        if errand:
+            self._errands[actor_name] = errand
+        else:
+            self._errands.pop(actor_name, None)
 
     def ping(self) -> str | None:
         """Return None if the broker takes messages, else what is wrong."""

@@ -132,12 +132,12 @@ def dispatch(ids: Sequence[str]) -> list[Nudge]:
         sets=f"nudges = 0, nudge_at = {{now}} + {NUDGE_S}, dispatched_at = {{now}}",
         where=db.among("id", ids),
         values=ids,
-        returning=("rate_key",),
+        returning=("queue", "rate_key"),
     )
     starts = [{"rate_key": row["rate_key"], "at": row["updated_at"], "task_id": row["id"]} for row in rows if row["rate_key"] is not None]
     for some in peewee.chunked(starts, moves.ROWS):
         TaskStart.insert_many(some).execute()
-    return [Nudge(row["id"], row["type"]) for row in rows]
+    return [Nudge(row["id"], row["type"], row["queue"]) for row in rows]
 
 
 def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Sequence[str] = ()) -> Claim | None:

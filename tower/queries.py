@@ -129,6 +129,12 @@ def is_dispatched(task_id: str | None, queues: Sequence[str]) -> bool:
     )
 
 
+def dispatched_count(queues: Sequence[str]) -> int:
+    """Return how many tasks of these queues wait for a worker to claim them."""
+    where = f"status = '{DISPATCHED}' AND {db.among('queue', queues)}"
+    return int(db.rows(f"SELECT COUNT(*) AS count FROM task WHERE {where}", queues)[0]["count"])
+
+
 _QUEUED = f"status = '{QUEUED}'"
 
 
@@ -245,7 +251,8 @@ def live_workers(within_s: float = 30.0) -> list[dict[str, Any]]:
 
 def running_counts() -> dict[str, int]:
     """Return how many tasks each worker runs."""
-    return dict(Task.select(Task.worker_id, fn.COUNT(Task.id)).where(Task.status == RUNNING).group_by(Task.worker_id).tuples())
+    found = db.rows(f"SELECT worker_id, COUNT(*) AS count FROM task WHERE status = '{RUNNING}' GROUP BY worker_id")
+    return {row["worker_id"]: row["count"] for row in found}
 
 
 def queues() -> dict[str, dict[str, int]]:

@@ -25,6 +25,7 @@ class Nudge:
 
     id: str
     type: str
+    queue: str = ""
 
 
 def due_to_start() -> Nudge | None:

@@ -1,0 +1,87 @@
+"""Actors of this process, asked without a broker: what would be a message to ourselves is a word to a thread."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from tower.errors import Unavailable
+
+_log = logging.getLogger(__name__)
+
+
+class Errand:
+    """A thread that does one actor's work; what it is asked for while it works, it does together."""
+
+    def __init__(self, name: str, work: Callable[[Sequence[str]], object]) -> None:
+        self._name, self._work = name, work
+        self._asked: dict[str, None] = {}
+        self._is_ending = False
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def ask(self, task_id: str) -> None:
+        """Have the work done for a task, soon."""
+        with self._change:
+            self._asked[task_id] = None
+            self._change.notify()
+
+    def stop(self) -> None:
+        """Do what was asked for, then end; wait for that a few seconds at most."""
+        with self._change:
+            self._is_ending = True
+            self._change.notify()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while asked := self._next():
+            try:
+                self._work(asked)
+            except Unavailable as error:
+                # The rows are as they were, and the sweep asks again.
+                _log.warning("%s %s waits.", error.message, self._name)
+            except Exception:
+                _log.exception("%s failed; the sweep asks for it again", self._name)
+
+    def _next(self) -> list[str]:
+        with self._change:
+            while not self._asked and not self._is_ending:
+                self._change.wait()
+            asked = list(self._asked)
+            self._asked.clear()
+            return asked
+
+
+class Threads:
+    """Threads that are kept for the next call; as many as there are calls at once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._calls: list[Callable[[], object]] = []
+        self._idle = 0
+        self._change = threading.Condition()
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Run this in a thread, now."""
+        with self._change:
+            self._calls.append(call)
+            if self._idle >= len(self._calls):
+                self._change.notify()
+                return
+        threading.Thread(target=self._run, name=self._name, daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                self._idle += 1
+                while not self._calls:
+                    self._change.wait()
+                self._idle -= 1
+                call = self._calls.pop(0)
+            try:
+                call()
+            except Exception:
+                _log.exception("%s failed", self._name)
