@@ -34,6 +34,9 @@ _SWITCH_S = 0.001
 #: Database connections beside one for each slot: control threads, pulse, sweep.
 _SPARE_CONNECTIONS = CONTROL_THREADS + 4
 
+#: Seconds from one pass, or batch of traces, to the next under load.
+_DECIDE_S, _TRACE_S = 0.01, 0.025
+
 #: Lower goes first among messages that wait inside a process.
 _DECIDE, _TRACE, _HANDLE = 0, 5, 10
 
@@ -115,9 +118,9 @@ class Crew(Middleware):
             self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace, lambda: self._tracer.lag_s
         )
         self._worker.start(self._runner.look, lambda: self._dispatcher.is_due, self._runner.abandon)
-        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, self._dispatcher.answer)}
+        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, self._dispatcher.answer, _DECIDE_S)}
         if write_trace:
-            self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all)
+            self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all, _TRACE_S)
         for name, errand in self._errands.items():
             errand.start()
             self._nudger.deliver_here(name, errand)

@@ -61,6 +61,8 @@ class Dispatcher:
     def run_pass(self) -> int:
         """Mark as dispatched what may start now, have it started, and return how many there were."""
         self._due_at = None
+        if not db.read(queries.is_anything_ready):
+            return 0
         # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
         if not self._was_of_use and not db.read(self._is_needed):
             return 0

@@ -80,15 +80,24 @@ class Runner:
         self._trace_lag = trace_lag
         self._desk = Group(self._write)
         self._slots = Threads("slot")
+        #: Whether more was dispatched than slots were free: then an end is recorded together with the next claim.
+        self._is_behind = False
 
     def handle(self, task_id: str) -> None:
         """Run the task, or the first that was dispatched, and then the next, if a slot is free; drop a nudge that was answered already."""
-        if db.read(partial(queries.is_dispatched, task_id, ())) and self._worker.take_slot():
+        if not db.read(partial(queries.is_dispatched, task_id, ())):
+            return
+        if self._worker.take_slot():
             self._use_slot()
+        else:
+            self._is_behind = True
 
     def offer(self, nudge: Nudge) -> bool:
         """Give a task that was dispatched to a free slot of this process; False if there is none."""
-        if nudge.queue not in self._worker.queues or not self._worker.take_slot():
+        if nudge.queue not in self._worker.queues:
+            return False
+        if not self._worker.take_slot():
+            self._is_behind = True
             return False
         self._slots.run(self._use_slot)
         return True
@@ -191,7 +200,7 @@ class Runner:
 
     def _settle(self, attempt: Attempt, outcome: Outcome) -> tuple[Claim | None, float]:
         """Record the end, and take the next task with the same commit if one is to be had."""
-        takes = not self._worker.stopping and self._late_s() <= 0
+        takes = self._is_behind and not self._worker.stopping and self._late_s() <= 0
         answer = self._record(attempt, self._keep_artifacts(attempt, outcome), takes=takes)
         return answer.claim, answer.leased_at
 
@@ -239,6 +248,8 @@ class Runner:
         if takers:
             fault("claim.before")
         statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise)
+        if len(claims) < takers:
+            self._is_behind = False
         if endings:
             fault("finish.after_commit")
         if claims:

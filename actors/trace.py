@@ -107,7 +107,7 @@ class Tracer:
             marks = [mark for task_id, folder in folders.items() if (mark := self._written(folder, task_id, told.get(task_id)))]
             if marks:
                 fault("trace.before_mark")
-                db.unit(partial(reminders.traced, marks))
+                db.unit(partial(reminders.traced, marks), is_one_statement=True)
                 self._note_pace([told[task_id]["task"] for task_id, _, _ in marks])
 
     def _opened(self, stack: ExitStack, task_id: str) -> TaskFolder | None:

@@ -3,15 +3,18 @@
 import itertools
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import peewee
+import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.db_url import parse
 from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
@@ -29,6 +32,11 @@ database = peewee.DatabaseProxy()
 trouble = Trouble()
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_LIMITS = "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000"
+#: A pooled connection that was used so many seconds ago is taken to be alive.
+_TRUSTED_S = 1.0
+#: Statements that are prepared on a connection at most.
+_MOST_PREPARED = 300
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
 _writer = threading.RLock()
 _log = logging.getLogger(__name__)
@@ -102,12 +110,54 @@ def _sqlite(settings: Settings) -> peewee.Database:
     )
 
 
+class _Session(psycopg2.extensions.connection):
+    """A connection, the statements that are prepared on it, and when it was last used."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.prepared: dict[str, str] = {}
+        self.used_at = time.monotonic()
+
+
+class _Postgres(PooledPostgresqlDatabase):
+    def _is_closed(self, conn: _Session) -> bool:
+        """Whether a pooled connection is of no use; one that was used a moment ago is not asked, which would double the way there."""
+        if conn.closed or time.monotonic() - conn.used_at < _TRUSTED_S:
+            return bool(conn.closed)
+        return bool(super()._is_closed(conn))
+
+    def _close(self, conn: _Session, close_conn: bool = False) -> None:
+        conn.used_at = time.monotonic()
+        super()._close(conn, close_conn)
+
+    def run(self, statement: str, values: Sequence[Any]) -> Any:
+        """Run a statement; prepared from its second time on this connection on, since to plan it costs more than to run it."""
+        session: _Session = self.connection()
+        known = session.prepared.get(statement)
+        if known is None:
+            if len(session.prepared) < _MOST_PREPARED:
+                session.prepared[statement] = ""
+            return self.execute_sql(statement.replace("?", "%s"), values)
+        if not known:
+            known = session.prepared[statement] = f"tower_{len(session.prepared)}_{abs(hash(statement))}"
+            self.execute_sql(f"PREPARE {known} AS {_numbered(statement)}")
+        return self.execute_sql(f"EXECUTE {known} ({', '.join(['%s'] * len(values))})" if values else f"EXECUTE {known}", values)
+
+
+@lru_cache(maxsize=500)
+def _numbered(statement: str) -> str:
+    """Return a statement with $1, $2, … in place of its question marks."""
+    numbers = itertools.count(1)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
+
+
 def _postgres(settings: Settings) -> peewee.Database:
     if not urlsplit(settings.database_url).path.strip("/"):
         raise SettingsError("DATABASE_URL names no database; add it at the end, as in postgres://host/tower.")
     options: dict[str, Any] = {
         "connect_timeout": 3,
-        "options": "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000",
+        # Plans are kept, and the first is made while the tables are empty: no index would ever be used.
+        "options": f"{_LIMITS} -c enable_seqscan=off",
         "tcp_user_timeout": 10_000,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -115,19 +165,22 @@ def _postgres(settings: Settings) -> peewee.Database:
         "application_name": "devops-control-tower",
         **parse(settings.database_url, unquote_user=True, unquote_password=True),
     }
-    return PooledPostgresqlDatabase(max_connections=settings.db_pool, timeout=5, autoconnect=False, **options)
+    return _Postgres(connection_factory=_Session, max_connections=settings.db_pool, timeout=5, autoconnect=False, **options)
 
 
-def unit(work: Callable[[], T], *, patience_s: float = 10.0, recognise: Callable[[], T | None] | None = None) -> T:
+def unit(
+    work: Callable[[], T], *, patience_s: float = 10.0, recognise: Callable[[], T | None] | None = None, is_one_statement: bool = False
+) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
 
-    A commit whose answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is
-    asked before each further run for what an earlier one has done.
+    If it is one statement of `moves`, Postgres needs no other transaction around it. A commit whose answer was lost makes it run a
+    second time. Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has
+    done.
     """
     runs = itertools.count()
 
     def once_more() -> T:
-        with database.atomic():
+        with nullcontext() if is_one_statement and is_postgres() else database.atomic():
             done = recognise() if next(runs) and recognise else None
             return work() if done is None else done
 
@@ -174,6 +227,7 @@ def _connected() -> Iterator[None]:
     except peewee.PeeweeException as error:
         if is_outage(error):
             database.manual_close()
+            database.close_idle()  # they are as old
         raise
     finally:
         database.close()
@@ -242,7 +296,7 @@ def clock() -> float:
 def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
     """Run a statement written by hand, with a question mark for each value and {now} for the database's clock; return its rows."""
     spelled = statement.replace("{now}", now().sql)
-    cursor = database.execute_sql(spelled.replace("?", "%s") if is_postgres() else spelled, values)
+    cursor = database.obj.run(spelled, values) if is_postgres() else database.execute_sql(spelled, values)
     if cursor.description is None:
         return []
     names = [column[0] for column in cursor.description]

@@ -238,9 +238,9 @@ def _succeed(endings: Sequence[Ending]) -> set[str]:
         return set()
     given, values = db.listed([(*_held(ending.claim), ending.outcome.result, ending.token, len(ending.tail)) for ending in endings])
     sets = "result = column4, error_code = NULL, error = NULL, finish_token = column5, finished_at = {now}"
-    where = "id = column1 AND attempt = column2 AND claim_token = column3"
+    where = "id = column1 AND attempt = CAST(column2 AS integer) AND claim_token = column3"
     # The last lines come before the end, and take as many numbers.
-    rows = change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, more="column6", given=given, where=where, values=values)
+    rows = change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, more="CAST(column6 AS integer)", given=given, where=where, values=values)
     seqs = {row["id"]: row["seq"] for row in rows}
     _keep_tails([ending for ending in endings if ending.claim.id in seqs], seqs)
     return set(seqs)

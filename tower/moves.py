@@ -70,7 +70,7 @@ def insert(tasks: Sequence[Row]) -> set[str]:
 
 def _insert(tasks: Sequence[Row]) -> list[Row]:
     place = {name: f"column{number}" for number, name in enumerate(_GIVEN, 1)}
-    typed = {name: f"CAST({column} AS {_GIVEN[name]})" for name, column in place.items()} if db.is_postgres() else place
+    typed = {name: f"CAST({column} AS {_GIVEN[name]})" for name, column in place.items()}
     taken = ", ".join([*typed.values(), *(made.format(**typed) for made in _MADE.values())])
     values = f"(VALUES {db.tuples(len(tasks), len(_GIVEN))}) AS given"
     statement = f"""

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from tower import bulk, db, jsontext, lifecycle, queries, trace, tree
+from tower import bulk, db, jsontext, lifecycle, moves, queries, trace, tree
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.bulk import Done
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
@@ -116,7 +116,8 @@ class EnhancedOrchestrator:
 
     def _accept(self, tasks: list[NewTask]) -> list[Accepted]:
         fault("front.before_insert")
-        accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S)
+        is_plain = not any(task.idempotency_key or task.parent_id or task.labels for task in tasks) and len(tasks) <= moves.ROWS
+        accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S, is_one_statement=is_plain)
         fault("front.after_commit")
         fresh = next((task for task in accepted if task.new), None)
         if fresh:

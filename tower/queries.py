@@ -213,7 +213,7 @@ def _chunks(after: dict[str, int]) -> list[dict[str, Any]]:
     if not after:
         return []
     given, values = db.listed(list(after.items()))
-    return db.rows(f"SELECT task_log.* FROM task_log JOIN {given} ON task_id = column1 AND seq > column2", values)
+    return db.rows(f"SELECT task_log.* FROM task_log JOIN {given} ON task_id = column1 AND seq > CAST(column2 AS integer)", values)
 
 
 def _artifacts(ids: Sequence[str]) -> list[dict[str, Any]]:

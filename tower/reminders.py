@@ -85,12 +85,13 @@ def traced(marks: Sequence[tuple[str, int, int]]) -> None:
     """Note of each task that its trace folder tells everything up to a number, with so many bytes of log.txt."""
     given, values = db.listed(marks)
     # A mark beyond the last number tells of rows that are gone.
-    newer = "(traced_seq <= column2 OR traced_seq > seq)"
+    seq = "CAST(column2 AS integer)"
+    newer = f"(traced_seq <= {seq} OR traced_seq > seq)"
     db.rows(
         f"""
-        UPDATE task SET traced_seq = column2, traced_bytes = column3,
+        UPDATE task SET traced_seq = {seq}, traced_bytes = CAST(column3 AS bigint),
             trace_tries = 0, trace_error = NULL, trace_due_at = {{now}} + {TRACE_S}
-        FROM {given} WHERE id = column1 AND seq >= column2 AND {newer}""",
+        FROM {given} WHERE id = column1 AND seq >= {seq} AND {newer}""",
         values,
     )
 
