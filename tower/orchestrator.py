@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from tower import bulk, db, jsontext, lifecycle, moves, queries, trace, tree
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.bulk import Done
+from tower.errands import Errand
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
 from tower.handler import Registry
@@ -52,12 +53,15 @@ class EnhancedOrchestrator:
         self._stopping = threading.Event()
         self._prepared = threading.Event()
         self._preparing: threading.Thread | None = None
+        self._pacing: Errand | None = None
 
     async def start(self) -> None:
         """Prepare the database, recover what an earlier life left, and start the sweep.
 
         A database that is down does not stop the server: it goes on trying, and /health/ready says so.
         """
+        if not self._settings.embedded:
+            self._pacing = self._nudger.pace(ORCHESTRATE)
         self._preparing = threading.Thread(target=self._prepare, name="prepare", daemon=True)
         self._preparing.start()
         await asyncio.to_thread(self._prepared.wait, 10)
@@ -87,6 +91,9 @@ class EnhancedOrchestrator:
         if self._preparing:
             await asyncio.to_thread(self._preparing.join, 5)
         await asyncio.to_thread(self._sweep.stop)
+        if self._pacing:
+            self._nudger.deliver_here(ORCHESTRATE, None)
+            await asyncio.to_thread(self._pacing.stop)
 
     @property
     def prepared(self) -> bool:
