@@ -35,7 +35,7 @@ _SWITCH_S = 0.001
 _SPARE_CONNECTIONS = CONTROL_THREADS + 4
 
 #: Seconds from one pass, or batch of traces, to the next under load.
-_DECIDE_S, _TRACE_S = 0.01, 0.025
+_DECIDE_S, _TRACE_S = 0.02, 0.05
 
 #: Lower goes first among messages that wait inside a process.
 _DECIDE, _TRACE, _HANDLE = 0, 5, 10
@@ -65,10 +65,18 @@ class Crew(Middleware):
         self._tracer.trace(task_id)
 
     def _declare(self, broker: dramatiq.Broker) -> None:
-        _actor(broker, self._dispatcher.orchestrate, ORCHESTRATE, "orchestrator", _DECIDE)
-        _actor(broker, self._tracer.trace, TRACE, TRACE_QUEUE, _TRACE)
+        _actor(broker, partial(self._do, ORCHESTRATE, self._dispatcher.orchestrate), ORCHESTRATE, "orchestrator", _DECIDE)
+        _actor(broker, partial(self._do, TRACE, self._tracer.trace), TRACE, TRACE_QUEUE, _TRACE)
         for kind in self._registry:
             _actor(broker, partial(self._handle, handler_actor(kind.name)), handler_actor(kind.name), kind.queue, _HANDLE)
+
+    def _do(self, actor_name: str, act: Callable[[str], None], task_id: str) -> None:
+        """Do what a message asks for, with what else is asked of this process."""
+        errand = self._errands.get(actor_name)
+        if errand:
+            errand.ask(task_id)
+        else:
+            act(task_id)
 
     def _handle(self, actor_name: str, task_id: str) -> None:
         if self._runner is not None and not self._is_leaving:
@@ -120,6 +128,7 @@ class Crew(Middleware):
         self._worker.start(self._runner.look, lambda: self._dispatcher.is_due, self._runner.abandon)
         self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, self._dispatcher.answer, _DECIDE_S)}
         if write_trace:
+            self._tracer.follow_power_cut()
             self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all, _TRACE_S)
         for name, errand in self._errands.items():
             errand.start()

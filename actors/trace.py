@@ -16,6 +16,7 @@ from tower import db, log, queries, reminders, trace
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.folder import Folder, TaskFolder, open_folder
+from tower.host import boot_id
 from tower.log import Outage
 from tower.models import FINAL
 from tower.queries import Told
@@ -24,6 +25,8 @@ from tower.trace import ARTIFACTS, EVENTS, INPUT, LOG, OUTPUT
 
 #: How long the lag that was seen last says something about now.
 _FRESH_S = 2.0
+#: Holds which start of the machine the folders were written in.
+_BOOT = ".boot"
 #: Threads of a process that write at once, since one with a large log must not keep the others waiting; folders that each takes together.
 _WRITERS, _TOGETHER = 3, 32
 #: What goes wrong with one folder because of what somebody put or took there; everything else is the disk's, and hits all folders.
@@ -89,6 +92,18 @@ class Tracer:
     def _put_back(self, taken: list[str]) -> None:
         with self._lock:
             self._in_hand.difference_update(taken)
+
+    def follow_power_cut(self) -> None:
+        """After a start of the machine, write the last folders again: the disk may not have had them yet when it went down."""
+        mark = self._root / _BOOT
+        try:
+            if mark.exists() and mark.read_text() == boot_id():
+                return
+            db.unit(reminders.untraced_lately)
+            self._root.mkdir(parents=True, exist_ok=True)
+            mark.write_text(boot_id())
+        except OSError as error:  # told by the first trace
+            _log.debug("%s: %s", mark, error)
 
     def rebuild(self, task_id: str, into: Path | None = None) -> None:
         """Write a task's folder from its rows alone, in TRACE_DIR or elsewhere; raise NotFound, OSError or Unavailable."""

@@ -37,7 +37,7 @@ _MESSAGES, _DEAD = ".msgs", ".XQ"
 _PAUSE_S = 2.0
 _SOCKET_S = 1.0
 #: Seconds between two nudges of which each says the same.
-_PACE_S = 0.01
+_PACE_S = 0.02
 #: How long a consumer waits whose worker has no slot free; the slot itself goes on with the next task at once.
 _FULL_S = 0.02
 #: A key that is gone when the messages are.
@@ -203,7 +203,7 @@ class Nudger:
             self._errands.pop(actor_name, None)
 
     def pace(self, actor_name: str) -> Errand | None:
-        """Send nudges for an actor of other processes at most a hundred times a second: one speaks for those before it.
+        """Send nudges for an actor of other processes at most fifty times a second: one speaks for those before it.
 
         Returns what sends them, for `deliver_here`; None if they are answered here.
         """

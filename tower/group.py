@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from tower.errors import Unavailable
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -30,7 +32,8 @@ class _Ticket(Generic[Item, Result]):
 class Group(Generic[Item, Result]):
     """Does `work` for the items of all threads that wait, in the thread of one of them; nobody waits for others to come.
 
-    `work` takes items and returns a result for each, in order. If it fails for several, each is tried alone: nobody suffers for another.
+    `work` takes items and returns a result for each, in order. If it fails for several, each is tried alone: nobody suffers for another,
+    except from a database that is away, which is waited for once.
     """
 
     def __init__(self, work: Callable[[list[Item]], list[Result]], most: int = 100) -> None:
@@ -74,7 +77,7 @@ class Group(Generic[Item, Result]):
             for ticket, result in zip(tickets, self._work([ticket.item for ticket in tickets]), strict=True):
                 ticket.result = result
         except BaseException as error:
-            if len(tickets) == 1 or not isinstance(error, Exception):
+            if len(tickets) == 1 or isinstance(error, Unavailable) or not isinstance(error, Exception):
                 for ticket in tickets:
                     ticket.error = error
                 return

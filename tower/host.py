@@ -75,8 +75,15 @@ def hostname() -> str:
 def pid_space() -> str:
     """Return what two processes share only if they see each other's pids."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+        return f"{boot_id()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return boot_id()
+
+
+def boot_id() -> str:
+    """Return what is different after every start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return f"{hostname()}/{psutil.boot_time():.0f}"
 

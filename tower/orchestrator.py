@@ -15,6 +15,7 @@ from tower.bulk import Done
 from tower.errands import Errand
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
+from tower.group import Group
 from tower.handler import Registry
 from tower.leases import locked
 from tower.lifecycle import NewTask
@@ -50,6 +51,8 @@ class EnhancedOrchestrator:
         #: Limits, rates and pauses.
         self.rules = Rules(registry, nudger)
         self._sweep = Sweep(settings, nudger, write_trace)
+        #: One commit for all requests that come at the same time.
+        self._entry = Group(self._enter)
         self._stopping = threading.Event()
         self._prepared = threading.Event()
         self._preparing: threading.Thread | None = None
@@ -123,14 +126,23 @@ class EnhancedOrchestrator:
 
     def _accept(self, tasks: list[NewTask]) -> list[Accepted]:
         fault("front.before_insert")
-        is_plain = not any(task.idempotency_key or task.parent_id or task.labels for task in tasks) and len(tasks) <= moves.ROWS
-        accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S, is_one_statement=is_plain)
+        if any(task.idempotency_key or task.parent_id or task.labels for task in tasks):
+            accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S)
+        else:
+            self._entry.do(tasks)
+            accepted = [Accepted(task.id, new=True) for task in tasks]
         fault("front.after_commit")
         fresh = next((task for task in accepted if task.new), None)
         if fresh:
             self._nudger.send(ORCHESTRATE, fresh.id)
         fault("front.after_send")
         return accepted
+
+    def _enter(self, requests: list[list[NewTask]]) -> list[None]:
+        """Insert the tasks of all requests that wait; none of them depends on another row."""
+        tasks = [task for request in requests for task in request]
+        db.unit(lambda: lifecycle.insert(tasks), patience_s=_PATIENCE_S, is_one_statement=len(tasks) <= moves.ROWS)
+        return [None] * len(requests)
 
     def _checked(self, spec: TaskSpec, where: str = "") -> NewTask:
         try:

@@ -15,6 +15,8 @@ NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
 TRACE_S, TRACE_CEILING_S = 2.0, 60.0
 #: A task that waits is traced after this many seconds; most have started by then.
 WAITING_TRACE_S = 10.0
+#: What was changed so many seconds before the last change may not be on the disk.
+_UNWRITTEN_S = 60.0
 #: A time that lies less ahead than this may have been set a moment ago.
 _SET_BACK_S = 1.0
 
@@ -99,6 +101,14 @@ def traced(marks: Sequence[tuple[str, int, int]]) -> None:
 def untraced(task_id: str) -> None:
     """Note that the trace folder has lost something, so that it is written from the start."""
     Task.update(traced_seq=0, traced_bytes=0).where(Task.id == task_id).execute()
+
+
+def untraced_lately() -> None:
+    """Let the folders of the last minute be written from the start: Linux writes to the disk within some thirty seconds."""
+    newest = Task.alias()
+    last = newest.select(peewee.fn.MAX(newest.updated_at))
+    late = (Task.traced_seq > 0) & (Task.updated_at > last - _UNWRITTEN_S)
+    Task.update(traced_seq=0, traced_bytes=0, trace_tries=0, trace_due_at=0).where(late).execute()
 
 
 def trace_failed(task_id: str, error: str) -> bool:

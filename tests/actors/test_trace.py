@@ -410,6 +410,26 @@ def test_what_happens_while_a_folder_is_written_is_traced_at_once(tracer: Tracer
     assert (rows.trace_dir / claim.id / "output.json").exists()
 
 
+def test_the_last_folders_are_written_again_after_a_start_of_the_machine(
+    tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut may have taken what the disk did not have yet; what is older it had."""
+    old, last = r.running(), r.running()
+    for claim in (old, last):
+        end(claim)
+        tracer.trace(claim.id)
+        (rows.trace_dir / claim.id / "output.json").write_text("")
+    db.unit(lambda: Task.update(updated_at=Task.updated_at - 120).where(Task.id == old.id).execute())
+    for boot, emptied in (("one", [old.id]), ("one", [old.id]), ("two", [old.id])):
+        monkeypatch.setattr("actors.trace.boot_id", lambda boot=boot: boot)
+        Tracer(rows).follow_power_cut()
+        for claim in (old, last):
+            if r.row(claim.id)["traced_seq"] == 0:
+                tracer.trace(claim.id)
+        assert [task_id for task_id in (old.id, last.id) if not (rows.trace_dir / task_id / "output.json").read_text()] == emptied
+    assert (rows.trace_dir / ".boot").read_text() == "two"
+
+
 def test_a_late_nudge_for_a_task_that_is_gone_leaves_no_folder(tracer: Tracer, rows: Settings) -> None:
     """Else every deleted task would come back as an empty folder."""
     tracer.trace(new_id())
