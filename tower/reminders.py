@@ -106,8 +106,8 @@ def untraced(task_id: str) -> None:
 def untraced_lately() -> None:
     """Let the folders of the last minute be written from the start: Linux writes to the disk within some thirty seconds."""
     newest = Task.alias()
-    last = newest.select(peewee.fn.MAX(newest.updated_at))
-    late = (Task.traced_seq > 0) & (Task.updated_at > last - _UNWRITTEN_S)
+    since = newest.select(peewee.fn.MAX(newest.updated_at) - _UNWRITTEN_S)
+    late = (Task.traced_seq > 0) & (Task.updated_at > since)
     Task.update(traced_seq=0, traced_bytes=0, trace_tries=0, trace_due_at=0).where(late).execute()
 
 
