@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterable
+from urllib.parse import unquote_to_bytes
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -82,6 +83,9 @@ class Guard:
         if _name(hosts[0]) not in self._hosts:
             # A foreign page whose name was re-bound to this address still sends its own name.
             return problem(421, "unknown_host", f"This tower does not answer for {hosts[0][:100]!r}; add it to TOWER_ALLOWED_HOSTS.")
+        if not (_is_text(scope.get("raw_path") or b"") and _is_text(scope["query_string"])):
+            # They would become one and the same character, and name what they do not mean.
+            return problem(400, "bad_request", "The address holds bytes that are not UTF-8; encode what it names as UTF-8.")
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()):
             return problem(400, "bad_request", f"The Content-Length is {length[:100]!r}; send a number.")
@@ -101,6 +105,14 @@ class Guard:
             declared = repr(", ".join(types)[:100]) if types else "nothing"
             return problem(415, "unsupported_media_type", f"The body is declared as {declared}; send application/json in UTF-8.")
         return None
+
+
+def _is_text(quoted: bytes) -> bool:
+    try:
+        unquote_to_bytes(quoted).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _name(host: str) -> str | None:
