@@ -1,11 +1,13 @@
 """http: against a real server on this machine."""
 
+import gzip
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.conftest import Tower
@@ -27,6 +29,12 @@ class _Site(BaseHTTPRequestHandler):
             self._answer(302, b"", location="https://127.0.0.1/")
         elif path == "/broken":
             self._answer(500, b"oh no")
+        elif path == "/bomb":
+            self._answer(200, gzip.compress(bytes(100_000_000), 6), content_encoding="gzip")
+        elif path == "/garbled":
+            self._answer(200, b"this is not packed", content_encoding="gzip")
+        elif path == "/flood":
+            self._answer(200, b"", **{f"x-{number}": "y" * 1000 for number in range(90)}, x_long="z" * 300_000)
         elif path == "/drip":
             self._drip()
         else:
@@ -109,6 +117,14 @@ def test_a_redirect_on_the_same_scheme_is_followed(sqlite_tower: Tower, site: st
 def test_an_answer_over_the_limit_is_refused(sqlite_tower: Tower, site: str) -> None:
     """Before it fills the memory."""
     assert ask(sqlite_tower, f"{site}/fine", max_bytes=3)["error"]["code"] == "response_too_large"
+
+
+@pytest.mark.parametrize(("path", "code"), [("/bomb", "response_too_large"), ("/garbled", "http_error"), ("/flood", "http_error")])
+def test_an_answer_that_is_meant_to_harm_fails_its_task(sqlite_tower: Tower, site: str, path: str, code: str) -> None:
+    """A hundred megabytes in a hundred kilobytes, though we asked for nothing packed; what cannot be unpacked; headers without end."""
+    before = psutil.Process().memory_info().rss
+    assert ask(sqlite_tower, f"{site}{path}")["error"]["code"] == code
+    assert psutil.Process().memory_info().rss - before < 300_000_000
 
 
 @pytest.mark.slow
