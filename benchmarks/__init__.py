@@ -1,0 +1,1 @@
+"""How fast the tower is, measured on the real stack; see docs/performance.md."""

@@ -1,0 +1,130 @@
+"""What is measured; each takes a stack and returns figures by name."""
+
+import asyncio
+import os
+import statistics
+import threading
+import time
+from collections.abc import Callable
+
+import httpx2
+
+from benchmarks.stack import PAYLOAD, Stack, timed
+from tower.spec import TaskSpec
+
+Figures = dict[str, float]
+
+_WARM = 200
+_SPEC = {"type": "echo", "payload": PAYLOAD}
+
+
+def warm(stack: Stack) -> int:
+    """Run some tasks; return how many are done."""
+    stack.client.post("/tasks/enqueue/batch", json={"tasks": [_SPEC] * _WARM}).raise_for_status()
+    stack.wait_done(stack.done() + 1)
+    stack.wait_done(int(stack.ask("SELECT COUNT(*) FROM task")))
+    return stack.done()
+
+
+def throughput(stack: Stack, tasks: int) -> Figures:
+    """Tasks submitted one by one, until all have ended and are traced: by the engine on services, over HTTP when embedded."""
+    before = warm(stack)
+    cpu, own = stack.cpu_s(), sum(os.times()[:2])
+    submit = _submit_by_engine if stack.mode == "services" else _submit_over_http
+    began = time.perf_counter()
+    submitting = timed(lambda: submit(stack, tasks))
+    own = sum(os.times()[:2]) - own
+    stack.wait_done(before + tasks)
+    seconds = time.perf_counter() - began
+    used = {name: (value - cpu[name]) / tasks * 1000 for name, value in stack.cpu_s().items()}
+    parts = {f"CPU ms/task, {name}": round(value, 2) for name, value in used.items()}
+    total = round(sum(used.values()) + own / tasks * 1000, 2)
+    return {"tasks/s": round(tasks / seconds, 1), "submitted/s": round(tasks / submitting, 1), "CPU ms/task": total, **parts}
+
+
+def _submit_by_engine(stack: Stack, tasks: int) -> None:
+    engine = stack.engine()
+    spec = TaskSpec.model_validate(_SPEC)
+
+    async def submit() -> None:
+        await engine.start()
+        for _ in range(tasks):
+            await engine.enqueue(spec)
+        await engine.stop()
+
+    asyncio.run(submit())
+
+
+def _submit_over_http(stack: Stack, tasks: int) -> None:
+    for _ in range(tasks):
+        stack.client.post("/tasks/enqueue", json=_SPEC).raise_for_status()
+
+
+def latency(stack: Stack, tasks: int = 200) -> Figures:
+    """Milliseconds from before a POST until its trace is complete, one task every 50 ms."""
+    warm(stack)
+    times = []
+    for _ in range(tasks):
+        began = time.perf_counter()
+        task_id = stack.client.post("/tasks/enqueue", json=_SPEC).raise_for_status().json()["task_id"]
+        output = stack.traces / task_id / "output.json"
+        while not output.exists():
+            time.sleep(0.0005)
+        times.append((time.perf_counter() - began) * 1000)
+        time.sleep(0.05)
+    return _spread(times)
+
+
+def many_clients(stack: Stack, requests: int = 3000, clients: int = 64) -> Figures:
+    """POSTs a second of clients at once, and milliseconds of each; the tasks are for later, so that nothing else is at work."""
+    body = {**_SPEC, "not_before": "2500-01-01T00:00:00Z"}
+    times: list[float] = []
+
+    def ask(count: int) -> None:
+        with httpx2.Client(base_url=str(stack.client.base_url), timeout=60) as client:
+            for _ in range(count):
+                times.append(timed(lambda: client.post("/tasks/enqueue", json=body).raise_for_status()) * 1000)
+
+    threads = [threading.Thread(target=ask, args=(requests // clients,)) for _ in range(clients)]
+    seconds = timed(lambda: ([thread.start() for thread in threads], [thread.join() for thread in threads]))
+    return {"requests/s": round(len(times) / seconds, 1), **_spread(times)}
+
+
+def batches(stack: Stack, tasks: int) -> Figures:
+    """Tasks submitted a hundred at a time over HTTP, until all have ended and are traced."""
+    before = warm(stack)
+    began = time.perf_counter()
+    for _ in range(tasks // 100):
+        stack.client.post("/tasks/enqueue/batch", json={"tasks": [_SPEC] * 100}).raise_for_status()
+    stack.wait_done(before + tasks // 100 * 100)
+    return {"tasks/s": round(tasks / (time.perf_counter() - began), 1)}
+
+
+def idle(stack: Stack, seconds: float = 20) -> Figures:
+    """Per cent of a core that a tower uses with nothing to do, and its memory."""
+    warm(stack)
+    time.sleep(5)
+    before = stack.cpu_s()
+    time.sleep(seconds)
+    used = {name: round((value - before[name]) / seconds * 100, 2) for name, value in stack.cpu_s().items()}
+    return {
+        "% of a core": round(sum(used.values()), 2),
+        **{f"%, {name}": value for name, value in used.items()},
+        **{f"MB, {name}": value for name, value in stack.memory_mb().items()},
+    }
+
+
+def _spread(times: list[float]) -> Figures:
+    cuts = statistics.quantiles(times, n=100)
+    return {"p50 ms": round(cuts[49], 1), "p95 ms": round(cuts[94], 1), "p99 ms": round(cuts[98], 1)}
+
+
+def all_of(tasks: int) -> dict[str, Callable[[Stack], Figures]]:
+    """Return every measure by name."""
+    return {
+        "throughput": lambda stack: throughput(stack, tasks),
+        "batches": lambda stack: batches(stack, tasks),
+        "latency": latency,
+        "many_clients": many_clients,
+        "idle": idle,
+    }

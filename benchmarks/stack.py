@@ -1,0 +1,159 @@
+"""A whole tower to measure: durable Postgres and Redis with worker processes, or everything in one server process."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from actors.crew import Crew
+from actors.handlers import load as load_handlers
+from tests.servers import Postgres, Redis, free_port, wait_for
+from tower import db
+from tower.broker import Nudger, open_broker
+from tower.orchestrator import EnhancedOrchestrator
+from tower.settings import load
+
+ROOT = Path(__file__).parent.parent
+PROGRAMS = Path(sys.executable).parent
+#: Worker processes of the services, and slots of each.
+WORKERS, SLOTS = 2, 8
+PAYLOAD = {"text": "x" * 1000}
+
+
+class Stack:
+    """The processes of a tower in a folder of its own; `mode` is services or embedded."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.folder = Path(tempfile.mkdtemp(prefix="tower-bench-"))
+        self.traces = self.folder / "logs"
+        self.port = free_port()
+        self.processes: dict[str, psutil.Process] = {}
+        self._servers: list[Any] = []
+        self._started: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            "PORT": str(self.port),
+            "TRACE_DIR": str(self.traces),
+            "TOWER_RUN_DIR": str(self.folder / "run"),
+            "TOWER_LOG_LEVEL": "warning",
+            "DATABASE_URL": f"sqlite:///{self.folder / 'tower.db'}",
+        }
+
+    def open(self) -> "Stack":
+        """Start everything, and wait until a worker is known."""
+        if self.mode == "services":
+            self._start_servers()
+        self._start("server", [sys.executable, "-m", "devops_control_tower.main"])
+        if self.mode == "services":
+            self._start("workers", [str(PROGRAMS / "dramatiq"), "tower.actors", "--processes", str(WORKERS), "--threads", str(SLOTS)])
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        slots = WORKERS * SLOTS if self.mode == "services" else SLOTS
+        wait_for("the slots", lambda: self._slots() >= slots, 60)
+        os.environ.update(self.environment)
+        self.settings = load()
+        db.open_database(self.settings)
+        return self
+
+    def _start_servers(self) -> None:
+        database, broker = os.environ.get("BENCH_DATABASE_URL"), os.environ.get("BENCH_REDIS_URL")
+        if not database:
+            postgres = Postgres(fsync=True).start()
+            postgres.execute("CREATE DATABASE tower")
+            self._servers.append(postgres)
+            assert postgres.process
+            self.processes["postgres"], database = psutil.Process(postgres.process.pid), postgres.url("tower")
+        if not broker:
+            redis = Redis().start("--appendonly", "yes", "--appendfsync", "everysec")
+            self._servers.append(redis)
+            assert redis.process
+            self.processes["redis"], broker = psutil.Process(redis.process.pid), redis.url()
+        self.environment |= {"DATABASE_URL": database, "REDIS_URL": broker}
+
+    def _start(self, name: str, command: list[str]) -> None:
+        ours = ("TOWER_", "DATABASE_URL", "REDIS_URL", "TRACE_DIR")
+        clean = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
+        with (self.folder / f"{name}.log").open("wb") as log:
+            started = subprocess.Popen(
+                command, cwd=ROOT, env={**clean, **self.environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self._started.append(started)
+        self.processes[name] = psutil.Process(started.pid)
+
+    def _slots(self) -> int:
+        try:
+            return int(self.client.get("/health/ready").json()["slots"])
+        except httpx2.TransportError:
+            return 0
+
+    def engine(self) -> EnhancedOrchestrator:
+        """Return an engine of this process on the same database and broker, as a client of its own would have it."""
+        registry, broker = load_handlers(), open_broker(self.settings)
+        Crew(self.settings, registry, broker)  # so that the names of actors are known; nothing runs here
+        return EnhancedOrchestrator(self.settings, registry, Nudger(broker))
+
+    def cpu_s(self) -> dict[str, float]:
+        """Return the CPU seconds that each part has used, children included."""
+        return {name: _cpu_s(process) for name, process in self.processes.items()}
+
+    def memory_mb(self) -> dict[str, float]:
+        """Return the resident memory of each process of the tower, in megabytes."""
+        found = {}
+        for name in ("server", "workers"):
+            process = self.processes.get(name)
+            for number, one in enumerate([process, *process.children(recursive=True)] if process else []):
+                found[f"{name} {number}"] = round(one.memory_info().rss / 1e6, 1)
+        return found
+
+    def wait_done(self, count: int, seconds: float = 600) -> None:
+        """Wait until so many tasks have ended and are traced."""
+        deadline = time.monotonic() + seconds
+        while self.done() < count:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self.done()} of {count} tasks were done after {seconds:g} s")
+            time.sleep(0.025)
+
+    def done(self) -> int:
+        """Return how many tasks have ended and are traced; by a connection that the tower does not share."""
+        return int(self.ask("SELECT COUNT(*) FROM task WHERE status = 'succeeded' AND traced_seq >= seq"))
+
+    def ask(self, statement: str) -> Any:
+        """Return the one value that a SELECT finds."""
+        return db.read(lambda: db.database.execute_sql(statement).fetchone()[0])
+
+    def close(self) -> None:
+        """End everything that was started."""
+        db.close_database()
+        self.client.close()
+        for started in reversed(self._started):
+            started.terminate()
+        for started in self._started:
+            started.wait(30)
+        for server in self._servers:
+            server.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    total = 0.0
+    for one in [process, *process.children(recursive=True)]:
+        try:
+            times = one.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return how many seconds it took."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began

@@ -1,0 +1,32 @@
+"""The benchmarks run; what they find is nothing for a test."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["embedded", "services"])
+def test_a_measure_gives_its_figures(tmp_path: Path, mode: str) -> None:
+    """In a table, and in a file to compare the next time with."""
+    kept = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks", "run", "--mode", mode, "--only", "throughput", "--tasks", "20", "--json", str(kept)]
+    for _ in range(2):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        figures = json.loads(kept.read_text())[f"throughput, {mode}"]
+        assert figures["tasks/s"] > 0
+        assert f"| throughput, {mode} | tasks/s | {figures['tasks/s']} |" in done.stdout
+
+
+def test_an_unknown_measure_is_refused() -> None:
+    """With the names of those that there are."""
+    command = [sys.executable, "-m", "benchmarks", "run", "--only", "thruput"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "there is no measure 'thruput'; there are throughput, " in done.stderr
