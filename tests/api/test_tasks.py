@@ -402,7 +402,7 @@ def test_an_id_that_cannot_be_one_is_refused(api: Tower, bad: str) -> None:
     """No raw text reaches the database or the disk."""
     for path in ("", "/events", "/log", "/files", "/files/log.txt"):
         answer = api.client.get(f"/tasks/{bad}{path}")
-        assert answer.status_code in (404, 422)
+        assert answer.status_code in ((400,) if bad in ("%ff", "%ed%a0%80") else (404, 422))
         assert answer.headers["content-type"] == "application/problem+json"
 
 
