@@ -53,7 +53,10 @@ class Group(Generic[Item, Result]):
         if not ticket.is_done:
             self._lead()
         if ticket.error is not None:
-            raise ticket.error
+            try:
+                raise ticket.error
+            finally:
+                ticket.error = None  # else the error would hold itself by its traceback, and with it what it met, such as a connection
         return ticket.result  # type: ignore[return-value]
 
     def _lead(self) -> None:

@@ -83,7 +83,7 @@ class Guard:
         if _name(hosts[0]) not in self._hosts:
             # A foreign page whose name was re-bound to this address still sends its own name.
             return problem(421, "unknown_host", f"This tower does not answer for {hosts[0][:100]!r}; add it to TOWER_ALLOWED_HOSTS.")
-        if not (_is_text(scope.get("raw_path") or b"") and _is_text(scope["query_string"])):
+        if not (_is_text(scope.get("raw_path") or b"") and _is_text(scope.get("query_string", b""))):
             # They would become one and the same character, and name what they do not mean.
             return problem(400, "bad_request", "The address holds bytes that are not UTF-8; encode what it names as UTF-8.")
         length = headers.get("content-length", "0")

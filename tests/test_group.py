@@ -1,0 +1,148 @@
+"""Threads that share work: one does it for all, each gets its own result, and nobody suffers for another."""
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from tests.servers import wait_for
+from tower.errands import Errand, Threads
+from tower.errors import Unavailable
+from tower.group import Group
+
+
+def together(group: Group[int, int], numbers: Sequence[int], busy: threading.Event, go_on: threading.Event) -> dict[int, Any]:
+    """Ask for all of these while the first piece of work is under way; return results and errors by number."""
+    found: dict[int, Any] = {}
+
+    def ask(number: int) -> None:
+        try:
+            found[number] = group.do(number)
+        except Exception as error:
+            found[number] = str(error)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in numbers]
+    threads[0].start()
+    assert busy.wait(10)
+    for thread in threads[1:]:
+        thread.start()
+    wait_for("the others", lambda: len(group._waiting) == len(numbers) - 1)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    return found
+
+
+@pytest.fixture
+def shared() -> tuple[Callable[[Callable[[list[int]], list[int]]], Group[int, int]], threading.Event, threading.Event, list[list[int]]]:
+    """A group whose first piece of work waits for a word, the word, and what was done together."""
+    busy, go_on, done = threading.Event(), threading.Event(), list[list[int]]()
+
+    def make(work: Callable[[list[int]], list[int]]) -> Group[int, int]:
+        def wait_first(items: list[int]) -> list[int]:
+            done.append(items)
+            busy.set()
+            assert go_on.wait(10)
+            return work(items)
+
+        return Group(wait_first, most=3)
+
+    return make, busy, go_on, done
+
+
+def test_what_comes_together_is_done_together(shared: Any) -> None:
+    """In order, as many as may, and each with its own result."""
+    make, busy, go_on, done = shared
+    found = together(make(lambda items: [item * 10 for item in items]), range(6), busy, go_on)
+    assert found == {number: number * 10 for number in range(6)}
+    assert sorted(len(items) for items in done) == [1, 2, 3]
+
+
+def test_one_that_fails_fails_alone(shared: Any) -> None:
+    """The others are tried without it."""
+
+    def work(items: list[int]) -> list[int]:
+        if 2 in items:
+            raise ValueError("two")
+        return items
+
+    make, busy, go_on, _ = shared
+    assert together(make(work), range(4), busy, go_on) == {0: 0, 1: 1, 2: "two", 3: 3}
+
+
+def test_a_database_that_is_away_is_waited_for_once(shared: Any) -> None:
+    """Not by each one after the other."""
+
+    def work(items: list[int]) -> list[int]:
+        raise Unavailable("away")
+
+    make, busy, go_on, done = shared
+    assert together(make(work), range(4), busy, go_on) == dict.fromkeys(range(4), "away")
+    assert len(done) == 2
+
+
+def test_an_error_keeps_nothing_alive() -> None:
+    """A connection that it met would stay open, and SQLite would go on taking its file for read-only."""
+
+    class Connection:
+        pass
+
+    seen: list[weakref.ref[Connection]] = []
+
+    def work(items: list[int]) -> list[int]:
+        connection = Connection()
+        seen.append(weakref.ref(connection))
+        raise ValueError("no")
+
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="no"):
+            Group(work).do(1)
+        assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+def test_an_errand_does_together_what_it_is_asked_for_meanwhile_and_outlives_failures() -> None:
+    """One after the other, in one thread; asked to stop, it does the rest first."""
+    busy, go_on, done = threading.Event(), threading.Event(), list[list[str]]()
+
+    def work(asked: Sequence[str]) -> None:
+        done.append(list(asked))
+        busy.set()
+        assert go_on.wait(10)
+        if len(done) == 1:
+            raise Unavailable("away")
+        raise ValueError("broken")
+
+    errand = Errand("test", work)
+    errand.start()
+    errand.ask("a")
+    assert busy.wait(10)
+    for task_id in ("b", "c", "b"):
+        errand.ask(task_id)
+    go_on.set()
+    wait_for("the second", lambda: len(done) == 2)
+    errand.ask("d")
+    errand.stop()
+    assert done == [["a"], ["b", "c"], ["d"]]
+
+
+def test_threads_are_kept_and_never_too_few() -> None:
+    """As many as there are calls at once, and no more."""
+    threads, names, all_here = Threads("kept"), list[int](), threading.Barrier(4)
+
+    def call() -> None:
+        all_here.wait(10)
+        names.append(threading.get_ident())
+
+    for _ in range(3):
+        for _ in range(3):
+            threads.run(call)
+        all_here.wait(10)
+        wait_for("idle threads", lambda: threads._idle == 3)
+    assert len(set(names)) == 3
+    assert len(names) == 9
