@@ -37,6 +37,8 @@ _LIMITS = "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transactio
 _TRUSTED_S = 1.0
 #: Statements that are prepared on a connection at most.
 _MOST_PREPARED = 300
+#: A statement with more values is one of a large batch: it is rarely the same again, and its plan takes memory.
+_MOST_VALUES = 250
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
 _writer = threading.RLock()
 _log = logging.getLogger(__name__)
@@ -133,6 +135,8 @@ class _Postgres(PooledPostgresqlDatabase):
     def run(self, statement: str, values: Sequence[Any]) -> Any:
         """Run a statement; prepared from its second time on this connection on, since to plan it costs more than to run it."""
         session: _Session = self.connection()
+        if len(values) > _MOST_VALUES:
+            return self.execute_sql(statement.replace("?", "%s"), values)
         known = session.prepared.get(statement)
         if known is None:
             if len(session.prepared) < _MOST_PREPARED:
