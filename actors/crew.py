@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -84,8 +84,12 @@ class Crew(Middleware):
         elif self._is_leaving:
             self._nudger.send(actor_name, task_id)  # for somebody who stays
 
-    def _offer(self, nudge: Nudge) -> bool:
-        return self._runner is not None and not self._is_leaving and self._runner.offer(nudge)
+    def _decide(self, runner: Runner, asked: Sequence[str]) -> None:
+        self._dispatcher.answer(asked)
+        runner.fill()
+
+    def _offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
+        return nudges if self._runner is None or self._is_leaving else self._runner.offer(nudges)
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Make room for the control actors beside the slots, and start beating."""
@@ -126,7 +130,7 @@ class Crew(Middleware):
             self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace, lambda: self._tracer.lag_s
         )
         self._worker.start(self._runner.look, lambda: self._dispatcher.is_due, self._runner.abandon)
-        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, self._dispatcher.answer, _DECIDE_S)}
+        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, partial(self._decide, self._runner), _DECIDE_S)}
         if write_trace:
             self._tracer.follow_power_cut()
             self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all, _TRACE_S)

@@ -1,5 +1,6 @@
 """The orchestrator actor: decides, alone and in order, which tasks may start, and nudges their handler actors."""
 
+import json
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from tower import db, lifecycle, load, queries
 from tower.broker import Nudger, handler_actor
 from tower.decision import CONCURRENCY_KEY, KEY, RATE_LIMIT, TYPE, Load, Row, choose, obstacle
 from tower.faults import fault
-from tower.models import QUEUED, Task
+from tower.models import QUEUED, RUNNING, Task
 from tower.reminders import Nudge
 from tower.settings import Settings
 
@@ -24,13 +25,16 @@ LANES = 100
 _MOST_HEADS = 10_000
 
 
+#: Puts tasks into free slots of this process; returns those for which there are none.
+Offer = Callable[[Sequence[Nudge]], Sequence[Nudge]]
+
+
 class Dispatcher:
     """Runs passes; nudges that arrive while one runs are answered together by the next."""
 
-    def __init__(self, settings: Settings, nudger: Nudger, offer: Callable[[Nudge], bool] = lambda nudge: False) -> None:
+    def __init__(self, settings: Settings, nudger: Nudger, offer: Offer = lambda nudges: nudges) -> None:
         self._settings = settings
         self._nudger = nudger
-        #: Puts a task into a free slot of this process, if there is one.
         self._offer = offer
         self._was_of_use = False
         self._turn = threading.Lock()
@@ -66,7 +70,7 @@ class Dispatcher:
         # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
         if not self._was_of_use and not db.read(self._is_needed):
             return 0
-        chosen = db.unit(self._decide)
+        chosen = db.unit(self._decide, is_promise=False)
         self._was_of_use = bool(chosen)
         fault("dispatch.after_commit")
         self._deliver(chosen)
@@ -78,7 +82,7 @@ class Dispatcher:
 
         Who is busy is asked after the commit: a slot that becomes free later will find what was chosen.
         """
-        left = [nudge for nudge in chosen if not self._offer(nudge)]
+        left = self._offer(chosen)
         if not left:
             return
         idle = db.read(partial(_idle_slots, self._settings.lease_s))
@@ -99,7 +103,7 @@ class Dispatcher:
 
     def _walk(self) -> Iterator[list[str]]:
         """Yield, page by page, which tasks may start; note when a rate frees one that may not."""
-        walk = Walk(load.read(queries.live_workers(self._settings.lease_s)))
+        walk = Walk(load.read(self._settings.lease_s))
         while walk.goes_on:
             yield walk.step()
             if walk.frees_at is not None:
@@ -212,11 +216,18 @@ WHERE {{queued}} AND ready_at <= ? AND (expires_at IS NULL OR expires_at > {{{{n
 
 def _idle_slots(lease_s: float) -> Counter[str]:
     """Return how many slots of live workers run nothing, by queue."""
-    idle, running = Counter[str](), queries.running_counts()
-    for worker in queries.live_workers(lease_s):
-        for queue in worker["queues"]:
-            idle[queue] += max(0, worker["slots"] - running.get(worker["id"], 0))
+    idle = Counter[str]()
+    for worker in db.rows(_IDLE, [lease_s]):
+        for queue in json.loads(worker["queues"]):
+            idle[queue] += max(0, worker["slots"] - worker["busy"])
     return idle
+
+
+_IDLE = f"""
+SELECT slots, queues, coalesce(busy, 0) AS busy FROM worker
+LEFT JOIN (SELECT worker_id, COUNT(*) AS busy FROM task WHERE status = '{RUNNING}' GROUP BY worker_id) AS held ON worker_id = worker.id
+WHERE beat_at > {{now}} - ?
+"""
 
 
 def _queued() -> Any:

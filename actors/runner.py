@@ -4,7 +4,7 @@ import json
 import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,58 +87,76 @@ class Runner:
         """Run the task, or the first that was dispatched, and then the next, if a slot is free; drop a nudge that was answered already."""
         if not db.read(partial(queries.is_dispatched, task_id, ())):
             return
-        if self._worker.take_slot():
+        if self._worker.take_slots(1):
             self._use_slot()
         else:
             self._is_behind = True
 
-    def offer(self, nudge: Nudge) -> bool:
-        """Give a task that was dispatched to a free slot of this process; False if there is none."""
-        if nudge.queue not in self._worker.queues:
-            return False
-        if not self._worker.take_slot():
+    def offer(self, nudges: Sequence[Nudge]) -> list[Nudge]:
+        """Give tasks that were dispatched to free slots of this process; return those for which there are none."""
+        ours = [nudge for nudge in nudges if nudge.queue in self._worker.queues]
+        slots = self._worker.take_slots(len(ours))
+        if slots < len(ours):
             self._is_behind = True
-            return False
-        self._slots.run(self._use_slot)
-        return True
+        if slots:
+            self._start(slots)
+        given = set(ours[:slots])
+        return [nudge for nudge in nudges if nudge not in given]
 
     def look(self) -> None:
-        """Fill free slots from the database, without any nudge: so work goes on when the broker does not."""
+        """Start what may start, without any nudge: so work goes on when the broker does not."""
         self._run_pass()
-        waiting = db.read(lambda: queries.dispatched_count(self._worker.queues))
-        for _ in range(waiting):
-            if not self._worker.take_slot():
-                return
-            self._slots.run(self._use_slot)
+        self.fill()
 
-    def _use_slot(self) -> None:
-        """Run one dispatched task after the other, and give the slot back when there is none."""
+    def fill(self) -> None:
+        """Give free slots what was dispatched while none was free."""
+        if not self._worker.free_slots:
+            return
+        waiting = db.read(lambda: queries.dispatched_count(self._worker.queues))
+        slots = self._worker.take_slots(waiting)
+        if slots:
+            self._start(slots)
+
+    def _start(self, slots: int) -> None:
+        """Claim, with one commit, a task for each of these slots, which are taken; one that gets none looks for itself."""
+        answers = [_Answer()] * slots
         try:
-            while True:
-                try:
-                    self._run_in_turn()
-                finally:
-                    self._worker.give_slot()
-                # A nudge that came between the last look and the slot's being free found none.
-                if not self._is_waited_for() or not self._worker.take_slot():
-                    return
+            answers = self._write([_Turn(takes=True)] * slots)
+        finally:
+            for answer in answers:
+                self._slots.run(partial(self._use_slot, answer))
+
+    def _use_slot(self, first: "_Answer | None" = None) -> None:
+        """Run one dispatched task after the other, and give the slot back when there is none."""
+        ran = None
+        try:
+            try:
+                ran = self._run_in_turn(first or _Answer())
+            finally:
+                self._worker.give_slot()
+            # Only now: it looks for what found no slot while this was not free.
+            if ran:
+                self._ask_for_more(ran)
         except Unavailable as error:
             _log.warning("%s The slot waits for a nudge.", error.message)
 
-    def _run_in_turn(self) -> None:
-        claim, leased_at = self._claim()
+    def _run_in_turn(self, first: "_Answer") -> str | None:
+        """Run tasks as long as there are any; return the id of the last, if the orchestrator actor has not been told of it."""
+        claim, leased_at = (first.claim, first.leased_at) if first.claim else self._claim()
+        last = None
         while claim is not None:
+            last = claim.id
             claim, leased_at = self._run(claim, leased_at)
+            if claim is not None or self._late_s() > 0:
+                self._ask_for_more(last)
             if claim is None and self._late_s() > 0:
                 time.sleep(min(self._late_s(), _PAUSE_S))
                 claim, leased_at = self._claim()
+        return last
 
     def _late_s(self) -> float:
         """How long a slot should wait before its next task, so that short tasks do not outrun their traces for ever."""
         return self._trace_lag() - _LATE_S
-
-    def _is_waited_for(self) -> bool:
-        return not self._worker.stopping and db.read(partial(queries.is_dispatched, None, self._worker.queues))
 
     def _claim(self) -> tuple[Claim | None, float]:
         if self._worker.stopping:
@@ -167,6 +185,7 @@ class Runner:
             "a handler ignores its end: its slot is lost until it returns", extra=log.context(claim.id, claim.attempt, type=claim.type)
         )
         self._record(attempt, outcome)
+        self._ask_for_more(claim.id)
 
     def _perform(self, attempt: Attempt) -> Outcome:
         """Call the handler and say how it ended; it never raises."""
@@ -218,7 +237,7 @@ class Runner:
         if answer.status is None:
             _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
         else:
-            self._tell(claim.id)
+            self._ask_for_trace(claim.id)
         return answer
 
     def _hand_back(self, claim: Claim, reason: str, token: str, tail: list[LogPart]) -> "_Answer":
@@ -247,9 +266,12 @@ class Runner:
             fault("finish.before")
         if takers:
             fault("claim.before")
-        statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise)
-        if len(claims) < takers:
-            self._is_behind = False
+            was_behind, self._is_behind = self._is_behind, False  # before we look: who finds no slot after that says so again
+        # Both together take two statements, and one commit.
+        is_one = not endings or (not takers and all(ending.is_plain for ending in endings))
+        statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one)
+        if takers and len(claims) == takers:
+            self._is_behind = self._is_behind or was_behind
         if endings:
             fault("finish.after_commit")
         if claims:
@@ -257,11 +279,14 @@ class Runner:
         ended, taken = iter(statuses), iter(claims)
         return [_Answer(next(ended) if turn.ending else None, next(taken, None) if turn.takes else None, sent) for turn in turns]
 
-    def _tell(self, task_id: str) -> None:
+    def _ask_for_trace(self, task_id: str) -> None:
         if not self._nudger.send(TRACE, task_id) and self._write_trace:
             self._write_trace(task_id)
+
+    def _ask_for_more(self, task_id: str) -> None:
+        """Have the orchestrator actor start what may start now that this task has ended."""
         if not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
-            self._run_pass()
+            self.look()
 
     def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:
         """Keep the files that the attempt left; what cannot be kept fails an attempt that succeeded."""

@@ -122,7 +122,7 @@ class Tracer:
             marks = [mark for task_id, folder in folders.items() if (mark := self._written(folder, task_id, told.get(task_id)))]
             if marks:
                 fault("trace.before_mark")
-                db.unit(partial(reminders.traced, marks), is_one_statement=True)
+                db.unit(partial(reminders.traced, marks), is_one_statement=True, is_promise=False)
                 self._note_pace([told[task_id]["task"] for task_id, _, _ in marks])
 
     def _opened(self, stack: ExitStack, task_id: str) -> TaskFolder | None:

@@ -95,14 +95,18 @@ class WorkerProcess:
             time.sleep(0.02)
         return True
 
-    def take_slot(self) -> bool:
-        """Take a slot if one is free and the worker goes on."""
+    @property
+    def free_slots(self) -> int:
+        """How many more tasks it can take."""
+        return 0 if self._stopping.is_set() or not self.guard.is_up else self._slots - self._busy
+
+    def take_slots(self, wanted: int) -> int:
+        """Take so many slots, or those that are free; return how many."""
         self._last_nudge = time.monotonic()
         with self._lock:
-            if self._stopping.is_set() or self._busy >= self._slots or not self.guard.is_up:
-                return False
-            self._busy += 1
-            return True
+            taken = max(0, min(wanted, self.free_slots))
+            self._busy += taken
+            return taken
 
     def give_slot(self) -> None:
         """Give a slot back."""
@@ -177,7 +181,7 @@ class WorkerProcess:
         sent, ids = lease_time(embedded=self._settings.embedded), [task_id for task_id, _ in held]
         fault("beat.before")
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
-        kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s)
+        kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=False)
         for key, attempt in held.items():
             if key not in kept:
                 attempt.stop(LEASE_LOST)
@@ -208,7 +212,7 @@ class WorkerProcess:
             "beat_at": db.now(),
         }
         query = Worker.insert(id=self.id, **row).on_conflict(conflict_target=[Worker.id], update={Worker.beat_at: db.now()})
-        db.unit(query.execute, patience_s=2)
+        db.unit(query.execute, patience_s=2, is_promise=False)
 
     def _something_waits(self) -> bool:
         return db.read(lambda: queries.is_dispatched(None, self.queues) or queries.is_anything_ready(), patience_s=2)

@@ -4,6 +4,7 @@ import itertools
 import logging
 import random
 import re
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -88,7 +89,20 @@ def _path(settings: Settings) -> Path:
     return Path(settings.database_url.removeprefix("sqlite:///"))
 
 
+class _SqliteSession(sqlite3.Connection):
+    """A connection, and whether its commits wait for the disk."""
+
+    waits = True
+
+
 class _Sqlite(PooledSqliteDatabase):
+    def wait_for_disk(self, waits: bool) -> None:
+        """Let the next commits wait until the disk has them, or not; those that do not are there before the next that does."""
+        session: _SqliteSession = self.connection()
+        if session.waits != waits:
+            session.execute(f"PRAGMA synchronous = {'FULL' if waits else 'NORMAL'}")
+            session.waits = waits
+
     def rollback(self) -> None:
         """Undo the transaction, unless SQLite has done it already, as it does when the disk is full."""
         if self.connection().in_transaction:
@@ -109,6 +123,7 @@ def _sqlite(settings: Settings) -> peewee.Database:
         timeout=5,
         check_same_thread=False,
         autoconnect=False,
+        factory=_SqliteSession,
     )
 
 
@@ -173,17 +188,24 @@ def _postgres(settings: Settings) -> peewee.Database:
 
 
 def unit(
-    work: Callable[[], T], *, patience_s: float = 10.0, recognise: Callable[[], T | None] | None = None, is_one_statement: bool = False
+    work: Callable[[], T],
+    *,
+    patience_s: float = 10.0,
+    recognise: Callable[[], T | None] | None = None,
+    is_one_statement: bool = False,
+    is_promise: bool = True,
 ) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
 
-    If it is one statement of `moves`, Postgres needs no other transaction around it. A commit whose answer was lost makes it run a
-    second time. Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has
-    done.
+    If it is one statement of `moves`, Postgres needs no other transaction around it. If it is no promise, SQLite does not wait for the
+    disk: a power cut may undo it, and the state from before must do as well. A commit whose answer was lost makes it run a second time.
+    Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has done.
     """
     runs = itertools.count()
 
     def once_more() -> T:
+        if not is_postgres() and not database.in_transaction():
+            database.obj.wait_for_disk(is_promise)
         with nullcontext() if is_one_statement and is_postgres() else database.atomic():
             done = recognise() if next(runs) and recognise else None
             return work() if done is None else done
@@ -307,6 +329,15 @@ def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:
+    """Run SELECTs that have no values; return the database's time, and the rows of each. From Postgres they come with one answer."""
+    if not is_postgres():
+        return clock(), [rows(statement) for statement in statements]
+    columns = [f"(SELECT json_agg(found) FROM ({statement}) AS found) AS answer{number}" for number, statement in enumerate(statements)]
+    answer = rows(f"SELECT {{now}} AS now, {', '.join(columns)}")[0]
+    return answer["now"], [answer[f"answer{number}"] or [] for number in range(len(statements))]
+
+
 def among(column: str, values: Sequence[Any]) -> str:
     """Return the condition that a column holds one of these values, as SQL."""
     return f"{column} IN ({', '.join('?' * len(values))})"
@@ -328,9 +359,13 @@ def likely(condition: str) -> peewee.SQL:
 
 
 def lock_for_dispatch() -> None:
-    """Let one transaction at a time decide what may start."""
+    """Let one transaction at a time decide what may start.
+
+    Its commit does not wait for the disk: a claim's does, and nothing else comes of a decision.
+    """
     if is_postgres():  # in SQLite BEGIN IMMEDIATE has done it
-        database.execute_sql("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK + 1,))
+        lasts = "set_config('synchronous_commit', 'off', true)"
+        database.execute_sql(f"SELECT pg_advisory_xact_lock(%s), {lasts}", (_MIGRATION_LOCK + 1,))
 
 
 #: Runs a SELECT and yields its rows, a few held in memory at a time.

@@ -35,8 +35,7 @@ class Folder:
     def replace(self, name: str, data: bytes | Iterable[bytes]) -> int:
         """Make a file hold exactly this, so that a reader sees the old or the new, never half; return its size."""
         beside = f".{name}.new"
-        self.remove(beside)  # of a crash, or put there by somebody else
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=self._fd)
+        fd = self._create(beside)
         try:
             size = _fill(fd, [data] if isinstance(data, bytes) else data)
             fault("trace.after_temporary")
@@ -47,6 +46,14 @@ class Folder:
             raise
         fault("trace.after_rename")
         return size
+
+    def _create(self, name: str) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            return os.open(name, flags, 0o644, dir_fd=self._fd)
+        except FileExistsError:  # of a crash, or put there by somebody else
+            self.remove(name)
+            return os.open(name, flags, 0o644, dir_fd=self._fd)
 
     def append(self, name: str, offset: int, data: bytes) -> bool:
         """Write at a known offset and cut what a crash left behind it; False if no file of ours reaches that far."""
@@ -143,10 +150,9 @@ def _fill(fd: int, parts: Iterable[bytes]) -> int:
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
+    written = os.pwrite(fd, data, offset)
+    while written < len(data):
+        written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
 
 class TaskFolder(Folder):
@@ -178,9 +184,7 @@ class TaskFolder(Folder):
 @contextmanager
 def open_folder(root: Path, task_id: str, *, make: bool = True) -> Iterator[TaskFolder]:
     """Open and lock a task's folder, making it if need be; raise BlockingIOError if another writer keeps it."""
-    if make:
-        root.mkdir(parents=True, exist_ok=True)
-    top = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    top = _open_top(root, make)
     try:
         while True:
             with _open_folder(task_id, top, make) as fd:
@@ -191,6 +195,16 @@ def open_folder(root: Path, task_id: str, *, make: bool = True) -> Iterator[Task
                     return
     finally:
         os.close(top)
+
+
+def _open_top(root: Path, make: bool) -> int:
+    try:
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        if not make:
+            raise
+        root.mkdir(parents=True, exist_ok=True)
+        return os.open(root, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _lock(fd: int) -> None:

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import peewee
-
 from tower import db, moves
 from tower.leases import Claim, append_log, appended, held, locked
 from tower.models import (
@@ -107,7 +105,7 @@ def insert(tasks: Sequence[NewTask]) -> set[str]:
     """Insert tasks as queued, each with its first event; return the ids of those whose key was new."""
     made = moves.insert([_row(task) for task in tasks])
     labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks if task.id in made for key, value in task.labels.items()]
-    for some in peewee.chunked(labels, moves.ROWS):
+    for some in moves.pieces(labels):
         TaskLabel.insert_many(some).execute()
     return made
 
@@ -135,7 +133,7 @@ def dispatch(ids: Sequence[str]) -> list[Nudge]:
         returning=("queue", "rate_key"),
     )
     starts = [{"rate_key": row["rate_key"], "at": row["updated_at"], "task_id": row["id"]} for row in rows if row["rate_key"] is not None]
-    for some in peewee.chunked(starts, moves.ROWS):
+    for some in moves.pieces(starts):
         TaskStart.insert_many(some).execute()
     return [Nudge(row["id"], row["type"], row["queue"]) for row in rows]
 
@@ -240,22 +238,35 @@ def _succeed(endings: Sequence[Ending]) -> set[str]:
     sets = "result = column4, error_code = NULL, error = NULL, finish_token = column5, finished_at = {now}"
     where = "id = column1 AND attempt = CAST(column2 AS integer) AND claim_token = column3"
     # The last lines come before the end, and take as many numbers.
-    rows = change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, more="CAST(column6 AS integer)", given=given, where=where, values=values)
-    seqs = {row["id"]: row["seq"] for row in rows}
-    _keep_tails([ending for ending in endings if ending.claim.id in seqs], seqs)
-    return set(seqs)
-
-
-def _keep_tails(endings: Sequence[Ending], seqs: dict[str, int]) -> None:
-    """Store the last lines of these attempts' logs, numbered up to the event of the end."""
+    more = "CAST(column6 AS integer)"
     lines = [
-        (ending.claim.id, seqs[ending.claim.id] - len(ending.tail) + place, ending.claim.attempt, piece.part, piece.text)
+        (ending.claim.id, len(ending.tail) - place, ending.claim.attempt, piece.part, piece.text)
         for ending in endings
         for place, piece in enumerate(ending.tail)
     ]
-    for some in peewee.chunked(lines, moves.ROWS):
-        values = [value for line in some for value in line]
-        db.rows(f"INSERT INTO task_log (task_id, seq, attempt, part, text) VALUES {db.tuples(len(values) // 5, 5)}", values)
+    also = _with_lines(lines) if lines and db.is_postgres() else ("", ())
+    rows = change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, more=more, given=given, where=where, values=values, also=also)
+    seqs = {row["id"]: row["seq"] for row in rows}
+    if not db.is_postgres():
+        _keep_lines([(task_id, seqs[task_id] - back, *line) for task_id, back, *line in lines if task_id in seqs])
+    return set(seqs)
+
+
+#: A task's id, how many numbers before its end, attempt, part, text.
+_Line = tuple[str, int, int, int, str]
+_LOG = "INSERT INTO task_log (task_id, seq, attempt, part, text)"
+
+
+def _with_lines(lines: Sequence[_Line]) -> tuple[str, Sequence[Any]]:
+    """Return the statement that keeps the last lines of attempts beside their end."""
+    given, values = db.listed(lines)
+    numbers = "moved.seq - CAST(column2 AS integer), CAST(column3 AS integer), CAST(column4 AS integer)"
+    return f"{_LOG} SELECT moved.id, {numbers}, column5 FROM {given} JOIN moved ON moved.id = column1", values
+
+
+def _keep_lines(lines: Sequence[tuple[Any, ...]]) -> None:
+    for some in moves.pieces(lines):
+        db.rows(f"{_LOG} VALUES {db.tuples(len(some), 5)}", [value for line in some for value in line])
 
 
 def _held(claim: Claim) -> tuple[str, int, str]:

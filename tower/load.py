@@ -1,8 +1,8 @@
 """The rows that a decision looks at beside the tasks: what is in flight, the rules, the starts of rates."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
 
 from tower import db
 from tower.decision import Limits, Load, Place, Row, measure, rate_of
@@ -17,14 +17,11 @@ NAMES = ", ".join(field.column_name for field in COLUMNS)
 _LIMITS = ("max_running", "rate_limit", "rate_per_s", "paused_at", "paused_by", "reason")
 
 
-def read(workers: Iterable[Row]) -> Load:
-    """Return the load on these live workers now, without the starts of any rate."""
-    return measure(db.clock(), workers, in_flight(), rules())
-
-
-def rules() -> dict[Place, Limits]:
-    """Return what the rules say."""
-    return {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in db.rows("SELECT * FROM rule")}
+def read(lease_s: float = 30.0) -> Load:
+    """Return the load now on the workers that beat within the lease, without the starts of any rate."""
+    now, (workers, in_flight, rules) = db.several([_WORKERS.format(lease_s=float(lease_s)), _IN_FLIGHT, "SELECT * FROM rule"])
+    limits = {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in rules}
+    return measure(now, ({**worker, "queues": json.loads(worker["queues"])} for worker in workers), in_flight, limits)
 
 
 def paused() -> set[Place]:
@@ -32,11 +29,8 @@ def paused() -> set[Place]:
     return {(kind, name) for kind, name in Rule.select(Rule.kind, Rule.name).where(Rule.paused_at.is_null(False)).tuples()}
 
 
-def in_flight() -> list[dict[str, Any]]:
-    """Return what is in flight by queue, type and key; what a stopping worker still runs holds no slot."""
-    return db.rows(_IN_FLIGHT)
-
-
+_WORKERS = "SELECT slots, queues FROM worker WHERE beat_at > {{now}} - {lease_s}"
+#: What is in flight by queue, type and key; what a stopping worker still runs holds no slot.
 _IN_FLIGHT = f"""
 SELECT queue, type, concurrency_key, COUNT(*) AS count, MIN(concurrency_limit) AS lowest,
     SUM(CASE WHEN status = '{RUNNING}' AND worker_id IN (SELECT id FROM worker WHERE slots = 0) THEN 0 ELSE 1 END) AS holding

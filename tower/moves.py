@@ -6,10 +6,9 @@ and in Postgres as one statement each, which is a transaction by itself.
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
-
-import peewee
 
 from tower import db, log
 from tower.models import CANCELLED, DISPATCHED, FAILED, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT, Task, TaskEvent
@@ -65,19 +64,28 @@ Row = dict[str, Any]
 
 def insert(tasks: Sequence[Row]) -> set[str]:
     """Insert tasks as queued, each with its first event; return the ids of those whose id and key were new."""
-    return {row["id"] for some in peewee.chunked(tasks, ROWS) for row in _insert(list(some))}
+    return {row["id"] for some in pieces(tasks) for row in _insert(some)}
 
 
 def _insert(tasks: Sequence[Row]) -> list[Row]:
-    place = {name: f"column{number}" for number, name in enumerate(_GIVEN, 1)}
-    typed = {name: f"CAST({column} AS {_GIVEN[name]})" for name, column in place.items()}
+    return _with_events(_insertion(len(tasks)), [task[name] for task in tasks for name in _GIVEN], "queued", {})
+
+
+@lru_cache(maxsize=ROWS)
+def _insertion(count: int) -> str:
+    """Return the statement that inserts so many tasks."""
+    typed = {name: f"CAST(column{number} AS {kind})" for number, (name, kind) in enumerate(_GIVEN.items(), 1)}
     taken = ", ".join([*typed.values(), *(made.format(**typed) for made in _MADE.values())])
-    values = f"(VALUES {db.tuples(len(tasks), len(_GIVEN))}) AS given"
-    statement = f"""
+    return f"""
         INSERT INTO task ({", ".join([*_GIVEN, *_MADE])})
-        SELECT {taken} FROM {values}, (SELECT {{now}} AS at) AS clock WHERE true
+        SELECT {taken} FROM (VALUES {db.tuples(count, len(_GIVEN))}) AS given, (SELECT {{now}} AS at) AS clock WHERE true
         ON CONFLICT DO NOTHING RETURNING id, seq, attempt, created_at AS updated_at"""
-    return _with_events(statement, [task[name] for task in tasks for name in _GIVEN], "queued", {})
+
+
+def pieces(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Yield rows, as many at a time as one statement writes."""
+    for start in range(0, len(rows), ROWS):
+        yield rows[start : start + ROWS]
 
 
 def change(
@@ -92,11 +100,13 @@ def change(
     given: str = "",
     values: Sequence[Any] = (),
     returning: Sequence[str] = (),
+    also: tuple[str, Sequence[Any]] = ("", ()),
 ) -> list[Row]:
     """Change the status of the rows that still are where they should be, and append the event of each; return what they are now.
 
     `sets`, `given` (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL
-    for how many numbers before that of the event something else takes.
+    for how many numbers before that of the event something else takes. `also` is for Postgres alone: a statement of the same moment,
+    which can select from `moved`, and its values.
     """
     sources = checked(sources, target)
     patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
@@ -107,7 +117,7 @@ def change(
         {sets and f", {sets}"} {given and f"FROM {given}"}
         WHERE {where} AND status IN ({", ".join(f"'{source}'" for source in sources)})
         RETURNING {", ".join(returned)}"""
-    return _with_events(statement, values, kind, data)
+    return _with_events(statement, values, kind, data, also)
 
 
 def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
@@ -119,14 +129,17 @@ def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
     return sources
 
 
-def _with_events(statement: str, values: Sequence[Any], kind: str, data: dict[str, Any]) -> list[Row]:
+def _with_events(
+    statement: str, values: Sequence[Any], kind: str, data: dict[str, Any], also: tuple[str, Sequence[Any]] = ("", ())
+) -> list[Row]:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     if db.is_postgres():
         told = f"{_EVENT} SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
-        rows = db.rows(f"WITH moved AS ({statement}), told AS ({told}) SELECT * FROM moved", [*values, kind, text])
+        more = f", more AS ({also[0]})" if also[0] else ""
+        rows = db.rows(f"WITH moved AS ({statement}), told AS ({told}){more} SELECT * FROM moved", [*values, kind, text, *also[1]])
     else:
         rows = db.rows(statement, values)
-        for some in peewee.chunked(rows, ROWS):
+        for some in pieces(rows):
             events = [value for row in some for value in (row["id"], row["seq"], row["attempt"], row["updated_at"], kind, text)]
             db.rows(f"{_EVENT} VALUES {db.tuples(len(events) // 6, 6)}", events)
     _tell(rows, kind, data)

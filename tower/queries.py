@@ -114,7 +114,7 @@ def _explain_waits(rows: list[dict[str, Any]]) -> None:
         row["wait_reason"] = None
     if not waiting:
         return
-    now = load.read(live_workers())
+    now = load.read()
     load.add_starts(now, waiting)
     for row in waiting:
         found = obstacle(row, now)

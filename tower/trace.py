@@ -13,6 +13,8 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from tower import db, queries
 from tower.errors import FAILURES, NotFound
 from tower.models import FINAL, LOST, STRUCK
@@ -110,12 +112,12 @@ def render_events(events: Iterable[dict[str, Any]]) -> str:
             "at": rfc3339(event["at"]),
             "attempt": event["attempt"],
             "kind": event["kind"],
-            "data": json.loads(event["data"]),
+            "data": orjson.Fragment(event["data"]),
             "previous": before,
         }
-        line = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
-        before = hashlib.sha256(line.encode()).hexdigest()
-        lines.append(line + "\n")
+        line = orjson.dumps(told)
+        before = hashlib.sha256(line).hexdigest()
+        lines.append(line.decode() + "\n")
     return "".join(lines)
 
 
@@ -153,7 +155,10 @@ def _event_line(event: dict[str, Any]) -> str:
 
 
 def _document(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    try:
+        return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    except TypeError:  # a result may hold a number of more than 64 bits
+        return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
 
 def list_files(root: Path, task_id: str) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def why(task_id: str, lease_s: float) -> dict[str, Any]:
         link = _runs(row) if row["status"] == RUNNING else _has_ended(row)
         return {**told, "summary": link.message, "chain": [asdict(link)]}
     workers = queries.live_workers(lease_s)
-    now = load.read(workers)
+    now = load.read(lease_s)
     load.add_starts(now, [row])
     ahead = _count_ahead(row, now)
     if row["status"] == DISPATCHED:

@@ -249,7 +249,7 @@ def test_lanes_pages_and_one_look_at_all_decide_alike(rows: Settings, monkeypatc
     def decide(lanes: int, page: int) -> list[str]:
         monkeypatch.setattr(orchestrator, "LANES", lanes)
         monkeypatch.setattr(orchestrator, "PAGE", page)
-        walk, picked = orchestrator.Walk(load.read(queries.live_workers(30))), list[str]()
+        walk, picked = orchestrator.Walk(load.read(30)), list[str]()
         while walk.goes_on:
             picked += walk.step()
         return picked

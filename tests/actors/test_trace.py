@@ -333,7 +333,7 @@ def test_an_outage_of_the_disk_is_told_once(tracer: Tracer, rows: Settings, capl
     rows.trace_dir.write_text("in the way")
     for claim in claims * 2:
         tracer.trace(claim.id)
-    assert {r.row(claim.id)["trace_error"] for claim in claims} == {f"TRACE_DIR={rows.trace_dir}: File exists"}
+    assert {r.row(claim.id)["trace_error"] for claim in claims} == {f"TRACE_DIR={rows.trace_dir}: Not a directory"}
     assert [record.levelname for record in caplog.records if record.name == "actors.trace"] == ["WARNING"]
     rows.trace_dir.unlink()
     for claim in claims:
