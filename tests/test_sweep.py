@@ -218,7 +218,7 @@ def test_nothing_waits_for_a_clock_that_was_set_back(sweep: Sweep, nudges: r.Nud
         sweep.run_once()
         r.add_worker()
         late = db.read(db.clock) + 60
-        named, sent, failed = r.insert(not_before=late), r.insert(), r.running(max_attempts=2)
+        named, sent, failed, held = r.insert(not_before=late), r.insert(), r.running(max_attempts=2), r.running()
         r.dispatch(sent)
         outcome = Outcome(FAILED, error={"code": "handler_error", "message": "boom"}, retry_after_s=5.0)
         assert db.unit(lambda: lifecycle.finish(failed, outcome, "t")) == QUEUED
@@ -229,6 +229,8 @@ def test_nothing_waits_for_a_clock_that_was_set_back(sweep: Sweep, nudges: r.Nud
     assert now < r.row(failed.id)["ready_at"] < now + 5.1
     assert r.row(sent)["nudge_at"] < now + 5.1
     assert r.row(sent)["trace_due_at"] < now + 61
+    db.unit(lambda: lifecycle.release(held, "its worker was stopped", "u"))
+    assert [r.row(task_id)["rank"] < now + 1 for task_id in (named, sent, failed.id, held.id)] == [True] * 4
     assert [worker["beat_at"] < now for worker in db.read(queries.live_workers)] == [True]
 
 

@@ -27,7 +27,7 @@ from tower.models import (
     TaskStart,
 )
 from tower.moves import change, move, record
-from tower.reminders import NUDGE_S, Nudge
+from tower.reminders import NUDGE_S, Nudge, rank
 
 #: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, unless its type says otherwise.
 BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
@@ -365,7 +365,8 @@ WAS_CANCELLED = Outcome(CANCELLED, error={"code": "cancelled", "message": "Cance
 
 def _requeued(wait_s: float) -> dict[str, Any]:
     at = db.now()
-    return {"queued_at": at, "ready_at": at + wait_s if wait_s else 0, "nudges": 0, "nudge_at": at + wait_s}
+    times = {"queued_at": at, "ready_at": at + wait_s if wait_s else 0, "nudge_at": at + wait_s}
+    return {**times, "nudges": 0, "rank": rank()}
 
 
 def undeliver(ids: Sequence[str]) -> list[str]:

@@ -49,10 +49,16 @@ def set_back() -> None:
     named = peewee.fn.COALESCE(Task.not_before, 0)
     later = (db.now() + _SET_BACK_S) < Task.updated_at
     moved = {time: peewee.Case(None, [(time << (0, named), time)], time - ahead) for time in (Task.ready_at, Task.nudge_at)}
-    Task.update({**moved, Task.updated_at: db.now()}).where(Task.status << (QUEUED, DISPATCHED), later).execute()
+    Task.update({**moved, Task.rank: rank(), Task.updated_at: db.now()}).where(Task.status << (QUEUED, DISPATCHED), later).execute()
     behind = (Task.traced_seq < Task.seq) & (Task.trace_due_at > db.now() + TRACE_CEILING_S + _SET_BACK_S)
     Task.update(trace_due_at=db.now()).where(behind).execute()
     Worker.update(beat_at=db.now()).where(Worker.beat_at > db.now() + _SET_BACK_S).execute()
+
+
+def rank() -> Any:
+    """Return a task's rank, but none later than if it were created now: made before a clock was set back, it would let all others pass."""
+    latest = db.now() - Task.priority
+    return peewee.Case(None, [(Task.rank > latest, latest)], Task.rank)
 
 
 def due_to_run(limit: int) -> list[Nudge]:
