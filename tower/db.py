@@ -18,7 +18,7 @@ import peewee
 import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.db_url import parse
 from playhouse.migrations import Runner
-from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase, PooledSqliteDatabase
+from playhouse.pool import MaxConnectionsExceeded, PoolConnection, PooledPostgresqlDatabase, PooledSqliteDatabase
 
 from tower.errors import SettingsError, Unavailable
 from tower.faults import fault
@@ -96,6 +96,46 @@ class _SqliteSession(sqlite3.Connection):
 
 
 class _Sqlite(PooledSqliteDatabase):
+    """A pool in which whoever writes gets the same connection: one that has not written must read again all that others have."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._thread = threading.local()
+        #: The connection for writing, while nobody uses it.
+        self._pen: _SqliteSession | None = None
+
+    def is_for(self, *, writing: bool) -> None:
+        """Say what this thread connects for next."""
+        self._thread.writes = writing
+
+    @property
+    def _writes(self) -> bool:
+        return getattr(self._thread, "writes", False)
+
+    def _connect(self) -> _SqliteSession:
+        with self._pool_lock:
+            if self._writes and self._pen:
+                session, self._pen = self._pen, None
+                self._in_use[self.conn_key(session)] = PoolConnection(time.time(), session, time.time())
+                return session
+            return super()._connect()  # type: ignore[no-any-return]
+
+    def _close(self, conn: _SqliteSession, close_conn: bool = False) -> None:
+        with self._pool_lock:
+            if self._writes and self._pen is None and not close_conn and self._in_use.pop(self.conn_key(conn), None):
+                self._pen = conn
+                self._pool_available.notify()
+            else:
+                super()._close(conn, close_conn)
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        with self._pool_lock:
+            pen, self._pen = self._pen, None
+            if pen:
+                self._close_raw(pen)
+            super().close_idle()
+
     def wait_for_disk(self, waits: bool) -> None:
         """Let the next commits wait until the disk has them, or not; those that do not are there before the next that does."""
         session: _SqliteSession = self.connection()
@@ -176,7 +216,7 @@ def _postgres(settings: Settings) -> peewee.Database:
     options: dict[str, Any] = {
         "connect_timeout": 3,
         # Plans are kept, and the first is made while the tables are empty: no index would ever be used.
-        "options": f"{_LIMITS} -c enable_seqscan=off",
+        "options": f"{_LIMITS} -c enable_seqscan=off -c jit=off",
         "tcp_user_timeout": 10_000,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -225,7 +265,7 @@ def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            with _turn(writing, deadline - time.monotonic()), _connected():
+            with _turn(writing, deadline - time.monotonic()), _connected(writing):
                 done = work()
             trouble.end(writing=writing)
             return done
@@ -243,9 +283,11 @@ def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def _connected(writing: bool) -> Iterator[None]:
     """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
     _file.check()  # before: to open what took its place, beside the journal of the other, could harm both
+    if not is_postgres():
+        database.obj.is_for(writing=writing)
     database.connect()
     try:
         _file.check()

@@ -1,0 +1,1 @@
+"""The tower as contenders of a benchmark that runs many task queues side by side."""

@@ -1,0 +1,53 @@
+"""The tower on Postgres and Redis: an engine in the client, a server, and two worker processes."""
+
+import os
+import sys
+
+from common import OUT, PG, REDIS, pg_count  # type: ignore[import-not-found]
+
+# The environment is inherited by the server and the workers, and read when settings are loaded here.
+os.environ.update(
+    DATABASE_URL=PG, REDIS_URL=f"{REDIS}/0", TRACE_DIR=OUT, PORT="8390", TOWER_LOG_LEVEL="warning", TOWER_RUN_DIR=f"{OUT}.run"
+)
+
+from actors.crew import Crew
+from actors.handlers import load as load_handlers
+from tower import db
+from tower.broker import Nudger, open_broker
+from tower.orchestrator import EnhancedOrchestrator
+from tower.settings import load
+from tower.spec import TaskSpec
+
+VENV = "venv-tower"
+SETTINGS = "engine in the client, server, 2 worker processes x 8 slots; synchronous_commit on, events and traces on"
+WORKERS = ["python -m devops_control_tower.main", "dramatiq tower.actors --processes 2 --threads 8"]
+BOOT = 6
+
+settings = load()
+db.open_database(settings)
+registry, broker = load_handlers(), open_broker(settings)
+Crew(settings, registry, broker)  # so that the names of actors are known; nothing runs here
+engine = EnhancedOrchestrator(settings, registry, Nudger(broker))
+
+
+def finished(task_id: str) -> float:
+    """Return when output.json was written: the tower's own has the time of the end, which is earlier."""
+    return os.stat(f"{OUT}/{task_id}/output.json").st_mtime_ns / 1e9
+
+
+sys.modules["__main__"].finished = finished  # type: ignore[attr-defined]
+
+
+async def start() -> None:
+    """Open the client."""
+    await engine.start()
+
+
+async def submit(task: dict[str, str]) -> None:
+    """Hand one task in."""
+    task["id"] = await engine.enqueue(TaskSpec(type="echo", payload=task))
+
+
+def done() -> int:
+    """Count the tasks that have ended and whose folder is complete."""
+    return int(pg_count("select count(*) from task where status = 'succeeded' and traced_seq >= seq"))

@@ -1,0 +1,46 @@
+"""The tower embedded: everything in the client's process, rows in SQLite."""
+
+import os
+import sys
+
+from common import OUT, SQLITE  # type: ignore[import-not-found]
+
+for name in ("REDIS_URL", "DATABASE_URL"):
+    os.environ.pop(name, None)
+os.environ.update(DATABASE_URL=f"sqlite:///{SQLITE}/tower.db", TRACE_DIR=OUT, TOWER_LOG_LEVEL="warning", TOWER_RUN_DIR=f"{OUT}.run")
+
+from tower import db
+from tower.main import build
+from tower.settings import load
+from tower.spec import TaskSpec
+
+VENV = "venv-tower"
+SETTINGS = "in the client's process, 8 slots, SQLite synchronous=FULL; events and traces on"
+WORKERS: list[str] = []
+
+app = build(load())
+running = app.router.lifespan_context(app)
+
+
+def finished(task_id: str) -> float:
+    """Return when output.json was written: the tower's own has the time of the end, which is earlier."""
+    return os.stat(f"{OUT}/{task_id}/output.json").st_mtime_ns / 1e9
+
+
+sys.modules["__main__"].finished = finished  # type: ignore[attr-defined]
+
+
+async def start() -> None:
+    """Start the tower."""
+    await running.__aenter__()
+
+
+async def submit(task: dict[str, str]) -> None:
+    """Hand one task in."""
+    task["id"] = await app.state.orchestrator.enqueue(TaskSpec(type="echo", payload=task))
+
+
+def done() -> int:
+    """Count the tasks that have ended and whose folder is complete."""
+    count = "SELECT COUNT(*) FROM task WHERE status = 'succeeded' AND traced_seq >= seq"
+    return int(db.read(lambda: db.database.execute_sql(count).fetchone()[0]))
