@@ -5,7 +5,6 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
 
 import httpx2
 
@@ -60,9 +59,10 @@ def _submit_over_http(stack: Stack, tasks: int) -> None:
         stack.client.post("/tasks/enqueue", json=_SPEC).raise_for_status()
 
 
-def latency(stack: Stack, tasks: int = 200) -> Figures:
+def latency(stack: Stack, tasks: int = 200, *, is_warm: bool = False) -> Figures:
     """Milliseconds from before a POST until its trace is complete, one task every 50 ms."""
-    warm(stack)
+    if not is_warm:
+        warm(stack)
     times = []
     for _ in range(tasks):
         began = time.perf_counter()
@@ -72,7 +72,7 @@ def latency(stack: Stack, tasks: int = 200) -> Figures:
             time.sleep(0.0005)
         times.append((time.perf_counter() - began) * 1000)
         time.sleep(0.05)
-    return _spread(times)
+    return spread(times)
 
 
 def many_clients(stack: Stack, requests: int = 3000, clients: int = 64) -> Figures:
@@ -87,7 +87,7 @@ def many_clients(stack: Stack, requests: int = 3000, clients: int = 64) -> Figur
 
     threads = [threading.Thread(target=ask, args=(requests // clients,)) for _ in range(clients)]
     seconds = timed(lambda: ([thread.start() for thread in threads], [thread.join() for thread in threads]))
-    return {"requests/s": round(len(times) / seconds, 1), **_spread(times)}
+    return {"requests/s": round(len(times) / seconds, 1), **spread(times)}
 
 
 def batches(stack: Stack, tasks: int) -> Figures:
@@ -114,17 +114,7 @@ def idle(stack: Stack, seconds: float = 20) -> Figures:
     }
 
 
-def _spread(times: list[float]) -> Figures:
+def spread(times: list[float]) -> Figures:
+    """Return the middle and the upper ends of some times."""
     cuts = statistics.quantiles(times, n=100)
     return {"p50 ms": round(cuts[49], 1), "p95 ms": round(cuts[94], 1), "p99 ms": round(cuts[98], 1)}
-
-
-def all_of(tasks: int) -> dict[str, Callable[[Stack], Figures]]:
-    """Return every measure by name."""
-    return {
-        "throughput": lambda stack: throughput(stack, tasks),
-        "batches": lambda stack: batches(stack, tasks),
-        "latency": latency,
-        "many_clients": many_clients,
-        "idle": idle,
-    }

@@ -19,7 +19,7 @@ from tests.servers import Postgres, Redis, free_port, wait_for
 from tower import db
 from tower.broker import Nudger, open_broker
 from tower.orchestrator import EnhancedOrchestrator
-from tower.settings import load
+from tower.settings import Settings, load
 
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(sys.executable).parent
@@ -47,18 +47,24 @@ class Stack:
             "DATABASE_URL": f"sqlite:///{self.folder / 'tower.db'}",
         }
 
-    def open(self) -> "Stack":
-        """Start everything, and wait until a worker is known."""
+    def prepare(self, *, in_process: bool = False) -> Settings:
+        """Start the servers; return the settings of a tower that uses them, here of one that does all its work in this process."""
         if self.mode == "services":
             self._start_servers()
+        if in_process:
+            self.environment.pop("REDIS_URL", None)
+        os.environ.update(self.environment)
+        return load()
+
+    def open(self) -> "Stack":
+        """Start everything, and wait until a worker is known."""
+        self.settings = self.prepare()
         self._start("server", [sys.executable, "-m", "devops_control_tower.main"])
         if self.mode == "services":
             self._start("workers", [str(PROGRAMS / "dramatiq"), "tower.actors", "--processes", str(WORKERS), "--threads", str(SLOTS)])
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
         slots = WORKERS * SLOTS if self.mode == "services" else SLOTS
         wait_for("the slots", lambda: self._slots() >= slots, 60)
-        os.environ.update(self.environment)
-        self.settings = load()
         db.open_database(self.settings)
         return self
 
@@ -120,6 +126,10 @@ class Stack:
                 raise TimeoutError(f"{self.done()} of {count} tasks were done after {seconds:g} s")
             time.sleep(0.025)
 
+    def wait_until(self, what: str, zero: str, seconds: float = 300) -> None:
+        """Wait until a SELECT counts nothing any more."""
+        wait_for(what, lambda: not self.ask(zero), seconds)
+
     def done(self) -> int:
         """Return how many tasks have ended and are traced; by a connection that the tower does not share."""
         return int(self.ask("SELECT COUNT(*) FROM task WHERE status = 'succeeded' AND traced_seq >= seq"))
@@ -131,7 +141,8 @@ class Stack:
     def close(self) -> None:
         """End everything that was started."""
         db.close_database()
-        self.client.close()
+        if self._started:
+            self.client.close()
         for started in reversed(self._started):
             started.terminate()
         for started in self._started:

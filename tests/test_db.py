@@ -335,3 +335,45 @@ def test_a_pool_without_a_free_connection_is_no_hang(sqlite_settings: Settings) 
     holder.join(10)
     assert db.read(lambda: Task.select().count()) == 0
     db.close_database()
+
+
+def test_small_statements_are_not_compiled(rows: Settings) -> None:
+    """Postgres would, since plans without an index count as dear: it took 70 ms for a task."""
+    if db.is_postgres():
+        with db.database.connection_context():
+            assert db.database.execute_sql("SHOW jit").fetchone() == ("off",)
+
+
+def test_threads_that_write_to_sqlite_share_a_connection(rows: Settings) -> None:
+    """And whoever only reads leaves it to them, also after it was closed by an outage."""
+    if db.is_postgres():
+        return
+    writing, reading = set[int](), set[int]()
+
+    def work() -> None:
+        for _ in range(5):
+            db.unit(lambda: writing.add(id(db.database.connection())))
+            db.read(lambda: reading.add(id(db.database.connection())))
+
+    for _ in range(2):
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(writing) == 1 and not writing & reading
+        db.database.close_idle()
+        writing.clear()
+        reading.clear()
+
+
+def test_sqlite_waits_for_the_disk_where_it_has_promised_something(rows: Settings) -> None:
+    """FULL survives a power cut; what is no promise goes to the disk with the next that is."""
+    if db.is_postgres():
+        return
+
+    def level() -> int:
+        return int(db.database.execute_sql("PRAGMA synchronous").fetchone()[0])
+
+    assert [db.unit(level), db.unit(level, is_promise=False), db.unit(level)] == [2, 1, 2]
+    assert db.unit(lambda: db.unit(level, is_promise=False)) == 2

@@ -104,11 +104,10 @@ class _WakingConsumer(_RedisConsumer):
             time.sleep(_FULL_S)
             return None
         if not self.message_cache:
+            key = f"{self.broker.namespace}:{self.queue_name}"
             try:
+                self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
                 self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
-                if not self.message_cache:
-                    key = f"{self.broker.namespace}:{self.queue_name}"
-                    self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
             except redis.RedisError as error:
                 # Away, hung, full or read-only. dramatiq would shout every three seconds and start anew; the client connects by itself.
                 self.broker.outage.begin(_AWAY, error)

@@ -174,6 +174,8 @@ class Told(TypedDict):
     artifacts: list[tuple[str, int]]
 
 
+#: Tasks that one statement asks for.
+_MANY = 500
 #: Log chunks of a task that are held together: a quarter of a megabyte each, at most.
 _FEW = 4
 
@@ -294,6 +296,18 @@ def progress(task_id: str) -> tuple[str, int]:
     if row is None:
         raise not_found(task_id)
     return str(row[0]), int(row[1])
+
+
+def progress_of(ids: Sequence[str]) -> dict[str, tuple[str, int]]:
+    """Return the status of tasks and the number of the last event or log chunk of each; those that are gone are missing."""
+    found: dict[str, tuple[str, int]] = {}
+    for start in range(0, len(ids), _MANY):
+        some = ids[start : start + _MANY]
+        found |= {
+            row["id"]: (row["status"], row["seq"])
+            for row in db.rows(f"SELECT id, status, seq FROM task WHERE {db.among('id', some)}", some)
+        }
+    return found
 
 
 def not_found(task_id: str) -> NotFound:

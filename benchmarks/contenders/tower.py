@@ -5,11 +5,6 @@ import sys
 
 from common import OUT, PG, REDIS, pg_count  # type: ignore[import-not-found]
 
-# The environment is inherited by the server and the workers, and read when settings are loaded here.
-os.environ.update(
-    DATABASE_URL=PG, REDIS_URL=f"{REDIS}/0", TRACE_DIR=OUT, PORT="8390", TOWER_LOG_LEVEL="warning", TOWER_RUN_DIR=f"{OUT}.run"
-)
-
 from actors.crew import Crew
 from actors.handlers import load as load_handlers
 from tower import db
@@ -17,6 +12,11 @@ from tower.broker import Nudger, open_broker
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import load
 from tower.spec import TaskSpec
+
+# The environment is inherited by the server and the workers, and read when settings are loaded here.
+os.environ.update(
+    DATABASE_URL=PG, REDIS_URL=f"{REDIS}/0", TRACE_DIR=OUT, PORT="8390", TOWER_LOG_LEVEL="warning", TOWER_RUN_DIR=f"{OUT}.run"
+)
 
 VENV = "venv-tower"
 SETTINGS = "engine in the client, server, 2 worker processes x 8 slots; synchronous_commit on, events and traces on"

@@ -5,14 +5,14 @@ import sys
 
 from common import OUT, SQLITE  # type: ignore[import-not-found]
 
-for name in ("REDIS_URL", "DATABASE_URL"):
-    os.environ.pop(name, None)
-os.environ.update(DATABASE_URL=f"sqlite:///{SQLITE}/tower.db", TRACE_DIR=OUT, TOWER_LOG_LEVEL="warning", TOWER_RUN_DIR=f"{OUT}.run")
-
 from tower import db
 from tower.main import build
 from tower.settings import load
 from tower.spec import TaskSpec
+
+for name in ("REDIS_URL", "DATABASE_URL"):
+    os.environ.pop(name, None)
+os.environ.update(DATABASE_URL=f"sqlite:///{SQLITE}/tower.db", TRACE_DIR=OUT, TOWER_LOG_LEVEL="warning", TOWER_RUN_DIR=f"{OUT}.run")
 
 VENV = "venv-tower"
 SETTINGS = "in the client's process, 8 slots, SQLite synchronous=FULL; events and traces on"

@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 
 from tower import __version__
 from tower.api import bulk, dashboard, errors, fleet, health, rules, tasks, traces, why
+from tower.api.follow import Watch
 from tower.api.guard import Guard
 from tower.handler import Registry
 from tower.orchestrator import EnhancedOrchestrator
@@ -34,6 +35,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings, app.state.orchestrator, app.state.registry = settings, orchestrator, registry
+    app.state.watch = Watch()
     for router in (health.router, bulk.router, tasks.router, why.router, traces.router, fleet.router, rules.router):
         app.include_router(router)
     app.add_api_route("/", _home, include_in_schema=False)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,15 +16,15 @@ from tower import db, queries, trace
 from tower.api.answers import Files
 from tower.api.errors import problems
 from tower.api.files import MEDIA_TYPES, send_file, send_pieces
+from tower.api.follow import Watch
 from tower.api.strict import StrictRoute
 from tower.api.tasks import TaskId
 from tower.errors import NotFound, Unavailable
-from tower.models import FINAL
 from tower.trace import LOG
 
 router = APIRouter(prefix="/tasks", tags=["traces"], route_class=StrictRoute)
 
-_LOOK_S = 0.5
+_PAUSE_S = 0.5
 _KEEP_ALIVE_S = 15.0
 _BATCH = 16
 
@@ -75,10 +76,11 @@ async def log(
     range_: Range = None,
 ) -> Response:
     """Return log.txt, whole or, once it is traced, by byte range; or stream it live, each `log` event some lines, `end` the last."""
-    _, seq = await run_in_threadpool(lambda: db.read(lambda: queries.progress(task_id)))
+    status, seq = await run_in_threadpool(lambda: db.read(lambda: queries.progress(task_id)))
     if follow:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(_follow(task_id, last_event_id or 0), media_type="text/event-stream", headers=headers)
+        lines = _follow(request.app.state.watch, task_id, status, seq, last_event_id or 0)
+        return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
     return await run_in_threadpool(_whole_log, request, task_id, seq)
 
 
@@ -102,35 +104,23 @@ def _entries(task_id: str, seq: int, after: int) -> list[dict[str, Any]]:
     return [entry for entry in queries.log_entries(task_id, after, _BATCH) if entry["seq"] <= seq] if after < seq else []
 
 
-def _news(task_id: str, after: int) -> tuple[str, list[dict[str, Any]]]:
-    def work() -> tuple[str, list[dict[str, Any]]]:
-        status, seq = queries.progress(task_id)
-        return status, _entries(task_id, seq, after)
-
-    return db.read(work)
-
-
-async def _follow(task_id: str, after: int) -> AsyncIterator[bytes]:
-    quiet_s, status = 0.0, ""
-    while True:
-        try:
-            status, entries = await run_in_threadpool(_news, task_id, after)
-        except Unavailable:  # the stream outlives the database's absence
-            status, entries = "", []
-        except NotFound:
-            return  # deleted meanwhile
-        for entry in entries:
-            after = entry["seq"]
-            yield format_sse_event(data_str=trace.render_log([entry]).rstrip("\n"), event="log", id=str(after))
-        if not entries and status in FINAL:
-            yield format_sse_event(data_str=json.dumps({"status": status}), event="end")
-            return
-        if not entries:
-            quiet_s += _LOOK_S
-            await asyncio.sleep(_LOOK_S)
-        if quiet_s >= _KEEP_ALIVE_S:
-            quiet_s = 0.0
-            yield format_sse_event(comment="still there")
+async def _follow(watch: Watch, task_id: str, status: str, seq: int, after: int) -> AsyncIterator[bytes]:
+    with watch.on(task_id, status, seq) as task:
+        while not task.is_gone:
+            entries: list[dict[str, Any]] = []
+            if task.seq > after:
+                with suppress(Unavailable):  # the stream outlives the database's absence
+                    entries = await task.entries(after, partial(run_in_threadpool, db.read, partial(_entries, task_id, task.seq, after)))
+            for entry in entries:
+                after = entry["seq"]
+                yield format_sse_event(data_str=trace.render_log([entry]).rstrip("\n"), event="log", id=str(after))
+            if task.is_final and task.seq <= after:
+                yield format_sse_event(data_str=json.dumps({"status": task.status}), event="end")
+                return
+            if task.seq > after and not entries:
+                await asyncio.sleep(_PAUSE_S)  # the database is away
+            elif not await task.wait(after, _KEEP_ALIVE_S):
+                yield format_sse_event(comment="still there")
 
 
 @router.get("/{task_id}/files", response_model=Files, responses=problems(404, 422, 503), summary="List the files of a task's trace")
