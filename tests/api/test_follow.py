@@ -55,10 +55,10 @@ def test_a_crowd_of_followers_costs_no_more_than_one(rows: Settings, monkeypatch
         return await asyncio.gather(*crowd)
 
     said = asyncio.run(follow())
-    assert [f"half way {claims[number // 40].id}" in text and text.count("event: end") == 1 for number, text in enumerate(said)] == [
-        True
-    ] * 120
-    assert set(looks) == {3}
+    for number, text in enumerate(said):
+        assert f"half way {claims[number // 40].id}" in text
+        assert text.count("event: end") == 1
+    assert looks[0] == max(looks) == 3
     assert len(readings) <= 3 * 4
 
 
