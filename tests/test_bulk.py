@@ -10,7 +10,7 @@ import pytest
 from tests import rows as r
 from tests.servers import wait_for
 from tower import bulk, db, lifecycle, tree
-from tower.errors import Conflict, InvalidTask
+from tower.errors import Conflict, InvalidTask, Unavailable
 from tower.lifecycle import NewTask, Outcome
 from tower.models import CANCELLED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, Task, new_id
 from tower.orchestrator import EnhancedOrchestrator
@@ -143,6 +143,22 @@ def test_many_are_changed_in_steps(orchestrator: EnhancedOrchestrator, monkeypat
 
 
 @pytest.mark.parametrize("by", ["status", "tree"])
+def test_a_server_that_stops_changes_no_more(orchestrator: EnhancedOrchestrator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two steps, and it says how far it came: a hundred thousand tasks take longer than a container is given to stop."""
+    monkeypatch.setattr(bulk, "_STEP", 2)
+    ids = [r.insert() for _ in range(6)]
+    step = lifecycle.cancel_all
+
+    def last_step(some: list[str], by: str | None) -> list[str]:
+        orchestrator._stopping.set()
+        return step(some, by)
+
+    monkeypatch.setattr(lifecycle, "cancel_all", last_step)
+    with pytest.raises(Unavailable, match="The server is stopping; 2 tasks were changed"):
+        orchestrator.cancel_all(Filter(statuses=[QUEUED]))
+    assert [r.row(task_id)["status"] for task_id in ids] == [CANCELLED] * 2 + [QUEUED] * 4
+
+
 def test_what_fails_again_at_once_is_not_retried_by_the_same_request(rows: Settings, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """It would never end."""
 

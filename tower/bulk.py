@@ -8,7 +8,7 @@ from typing import Any
 
 from tower import db, lifecycle, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
-from tower.errors import InvalidTask
+from tower.errors import InvalidTask, Unavailable
 from tower.lifecycle import NewTask
 from tower.models import BROKEN, DISPATCHED, QUEUED, RUNNING, Task, new_id
 from tower.queries import Filter
@@ -32,9 +32,17 @@ class Done:
     dry_run: bool
 
 
-def cancel(chosen: Filter, by: str | None, nudger: Nudger, *, dry_run: bool, patience_s: float) -> Done:
+@dataclass(frozen=True)
+class Pace:
+    """How long each step waits for a database that is away, and what ends a walk between two steps."""
+
+    patience_s: float
+    is_stopping: Callable[[], bool]
+
+
+def cancel(chosen: Filter, by: str | None, nudger: Nudger, pace: Pace, *, dry_run: bool) -> Done:
     """Cancel what waits and ask to stop what runs. A whole tree (`correlation_id`) is gone over until nothing of it is left."""
-    found = _Found(chosen, (_can_be_cancelled(),), patience_s, is_closing=chosen.correlation_id is not None)
+    found = _Found(chosen, (_can_be_cancelled(),), pace, is_closing=chosen.correlation_id is not None)
     if dry_run:
         return found.count()
 
@@ -51,9 +59,9 @@ def cancel(chosen: Filter, by: str | None, nudger: Nudger, *, dry_run: bool, pat
     return whole
 
 
-def retry(chosen: Filter, by: str | None, nudger: Nudger, *, dry_run: bool, patience_s: float) -> Done:
+def retry(chosen: Filter, by: str | None, nudger: Nudger, pace: Pace, *, dry_run: bool) -> Done:
     """Enqueue again what did not succeed and has not been repeated yet; asking twice makes nothing twice."""
-    found = _Found(chosen, (Task.status << BROKEN, ~queries.is_repeated()), patience_s)
+    found = _Found(chosen, (Task.status << BROKEN, ~queries.is_repeated()), pace)
     if dry_run:
         return found.count()
 
@@ -91,18 +99,18 @@ def _can_be_cancelled() -> Any:
 class _Found:
     """The tasks that a request is about, found a step at a time."""
 
-    def __init__(self, chosen: Filter, conditions: tuple[Any, ...], patience_s: float, *, is_closing: bool = False) -> None:
+    def __init__(self, chosen: Filter, conditions: tuple[Any, ...], pace: Pace, *, is_closing: bool = False) -> None:
         if chosen.is_empty:
             raise InvalidTask(
                 'An empty filter would mean every task; narrow it as in {"status": ["failed"]} or, for all until then, by created_before.',
                 code="empty_filter",
                 field="filter",
             )
-        self._patience_s = patience_s
+        self._pace = pace
         self._conditions = (*queries.conditions(chosen), *conditions)
         if not is_closing:
             # What comes in later was not meant, and the walk must have an end. A tree that is cancelled has one: it takes no more.
-            self._conditions = (*self._conditions, Task.created_at <= db.read(db.clock, patience_s=patience_s))
+            self._conditions = (*self._conditions, Task.created_at <= db.read(db.clock, patience_s=pace.patience_s))
 
     def count(self) -> Done:
         """Say how many there are and change nothing."""
@@ -111,13 +119,15 @@ class _Found:
             ids = [row[0] for row in self._select().limit(_TOLD).tuples()]
             return Done(self._select().count() if len(ids) == _TOLD else len(ids), 0, ids, dry_run=True)
 
-        return db.read(work, patience_s=self._patience_s)
+        return db.read(work, patience_s=self._pace.patience_s)
 
     def walk(self, step: Callable[[list[str]], list[str]], tell: Callable[[list[str]], object]) -> Done:
         """Change them all, oldest first; `step` returns the ids it changed or made, and `tell` is given them after the commit."""
         whole, last = Done(0, 0, [], dry_run=False), ""
-        while ids := db.read(partial(self._after, last), patience_s=self._patience_s):
-            changed = db.unit(partial(step, ids), patience_s=self._patience_s)
+        while ids := db.read(partial(self._after, last), patience_s=self._pace.patience_s):
+            if self._pace.is_stopping():
+                raise Unavailable(f"The server is stopping; {whole.changed} tasks were changed, ask again for the rest.", code="stopping")
+            changed = db.unit(partial(step, ids), patience_s=self._pace.patience_s)
             if changed:
                 tell(changed)
             whole, last = _sum(whole, Done(len(ids), len(changed), changed, dry_run=False)), ids[-1]

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tower import bulk, db, jsontext, lifecycle, moves, queries, trace, tree
 from tower.broker import ORCHESTRATE, TRACE, Nudger
-from tower.bulk import Done
+from tower.bulk import Done, Pace
 from tower.errands import Errand
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
@@ -57,6 +57,8 @@ class EnhancedOrchestrator:
         self._prepared = threading.Event()
         self._preparing: threading.Thread | None = None
         self._pacing: Errand | None = None
+        #: A change of very many tasks goes on only as long as the server does.
+        self._pace = Pace(_PATIENCE_S, self._stopping.is_set)
 
     async def start(self) -> None:
         """Prepare the database, recover what an earlier life left, and start the sweep.
@@ -217,11 +219,11 @@ class EnhancedOrchestrator:
 
     def cancel_all(self, chosen: Filter, by: str | None = None, *, dry_run: bool = False) -> Done:
         """Cancel every task that fits and has not ended; see `cancel`. Raises InvalidTask for an empty filter."""
-        return bulk.cancel(chosen, by, self._nudger, dry_run=dry_run, patience_s=_PATIENCE_S)
+        return bulk.cancel(chosen, by, self._nudger, self._pace, dry_run=dry_run)
 
     def retry_all(self, chosen: Filter, by: str | None = None, *, dry_run: bool = False) -> Done:
         """Retry every task that fits, did not succeed and has not been retried. Raises InvalidTask for an empty filter."""
-        return bulk.retry(chosen, by, self._nudger, dry_run=dry_run, patience_s=_PATIENCE_S)
+        return bulk.retry(chosen, by, self._nudger, self._pace, dry_run=dry_run)
 
     def readiness(self) -> dict[str, Any]:
         """Return what accepts and runs tasks right now, and what is wrong with the rest, in words."""
