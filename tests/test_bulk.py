@@ -142,7 +142,6 @@ def test_many_are_changed_in_steps(orchestrator: EnhancedOrchestrator, monkeypat
     assert sorted(repeats()) == ids
 
 
-@pytest.mark.parametrize("by", ["status", "tree"])
 def test_a_server_that_stops_changes_no_more(orchestrator: EnhancedOrchestrator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between two steps, and it says how far it came: a hundred thousand tasks take longer than a container is given to stop."""
     monkeypatch.setattr(bulk, "_STEP", 2)
@@ -159,6 +158,7 @@ def test_a_server_that_stops_changes_no_more(orchestrator: EnhancedOrchestrator,
     assert [r.row(task_id)["status"] for task_id in ids] == [CANCELLED] * 2 + [QUEUED] * 4
 
 
+@pytest.mark.parametrize("by", ["status", "tree"])
 def test_what_fails_again_at_once_is_not_retried_by_the_same_request(rows: Settings, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
     """It would never end."""
 
