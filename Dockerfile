@@ -26,8 +26,8 @@ RUN pip install --no-deps --editable . \
 
 USER tower
 
-# With neither DATABASE_URL nor REDIS_URL given, one container is a whole tower. HOST reaches beyond loopback, so the server
-# refuses to start until TOWER_ALLOW_ANONYMOUS=1 says that something else guards the port.
+# With neither DATABASE_URL nor REDIS_URL given, one container is a whole tower. HOST reaches beyond loopback, so it takes requests
+# with a key only: TOWER_BOOTSTRAP_KEY is the first, or TOWER_ANONYMOUS=admin says that something else guards the port.
 ENV HOST=0.0.0.0 \
     PORT=8000 \
     TRACE_DIR=/app/logs \

@@ -17,23 +17,21 @@ _WARM = 200
 _SPEC = {"type": "echo", "payload": PAYLOAD}
 
 
-def warm(stack: Stack) -> int:
-    """Run some tasks; return how many are done."""
+def warm(stack: Stack) -> None:
+    """Run some tasks."""
     stack.client.post("/tasks/enqueue/batch", json={"tasks": [_SPEC] * _WARM}).raise_for_status()
-    stack.wait_done(stack.done() + 1)
-    stack.wait_done(int(stack.ask("SELECT COUNT(*) FROM task")))
-    return stack.done()
+    stack.wait_all_done()
 
 
 def throughput(stack: Stack, tasks: int) -> Figures:
     """Tasks submitted one by one, until all have ended and are traced: by the engine on services, over HTTP when embedded."""
-    before = warm(stack)
+    warm(stack)
     cpu, own = stack.cpu_s(), sum(os.times()[:2])
     submit = _submit_by_engine if stack.mode == "services" else _submit_over_http
     began = time.perf_counter()
     submitting = timed(lambda: submit(stack, tasks))
     own = sum(os.times()[:2]) - own
-    stack.wait_done(before + tasks)
+    stack.wait_all_done()
     seconds = time.perf_counter() - began
     used = {name: (value - cpu[name]) / tasks * 1000 for name, value in stack.cpu_s().items()}
     parts = {f"CPU ms/task, {name}": round(value, 2) for name, value in used.items()}
@@ -92,11 +90,11 @@ def many_clients(stack: Stack, requests: int = 3000, clients: int = 64) -> Figur
 
 def batches(stack: Stack, tasks: int) -> Figures:
     """Tasks submitted a hundred at a time over HTTP, until all have ended and are traced."""
-    before = warm(stack)
+    warm(stack)
     began = time.perf_counter()
     for _ in range(tasks // 100):
         stack.client.post("/tasks/enqueue/batch", json={"tasks": [_SPEC] * 100}).raise_for_status()
-    stack.wait_done(before + tasks // 100 * 100)
+    stack.wait_all_done()
     return {"tasks/s": round(tasks / (time.perf_counter() - began), 1)}
 
 

@@ -21,7 +21,7 @@ def backlog(stack: Stack, waiting: int) -> Figures:
     """Tasks a second from the moment a queue is opened in which a thousand wait, and in which many do, with keys and rates among them."""
     warm(stack)
     few = _drained(stack, _BATCH)
-    stack.wait_until("the rest of them to end", "SELECT COUNT(*) FROM task WHERE status <> 'succeeded' OR traced_seq < seq")
+    stack.wait_all_done()
     many = _drained(stack, waiting)
     return {"tasks/s with 1,000 waiting": few, f"tasks/s with {waiting:,} waiting": many, "ratio": round(many / few, 2)}
 

@@ -25,6 +25,8 @@ ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(sys.executable).parent
 #: Worker processes of the services, and slots of each.
 WORKERS, SLOTS = 2, 8
+_ENDING = "SELECT COUNT(*) FROM task WHERE status IN ('queued', 'dispatched', 'running')"
+_TRACING = "SELECT COUNT(*) FROM task WHERE traced_seq < seq"
 PAYLOAD = {"text": "x" * 1000}
 
 
@@ -126,9 +128,13 @@ class Stack:
                 raise TimeoutError(f"{self.done()} of {count} tasks were done after {seconds:g} s")
             time.sleep(0.025)
 
-    def wait_until(self, what: str, zero: str, seconds: float = 300) -> None:
-        """Wait until a SELECT counts nothing any more."""
-        wait_for(what, lambda: not self.ask(zero), seconds)
+    def wait_all_done(self, seconds: float = 600) -> None:
+        """Wait until every task has ended and is traced; that costs the same however many there have been."""
+        deadline = time.monotonic() + seconds
+        while left := self.ask(_ENDING) + self.ask(_TRACING):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{left} tasks were left after {seconds:g} s")
+            time.sleep(0.025)
 
     def done(self) -> int:
         """Return how many tasks have ended and are traced; by a connection that the tower does not share."""

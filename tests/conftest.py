@@ -13,10 +13,12 @@ from tests.rows import Nudges
 from tests.servers import Postgres, Redis, wait_for
 from tower import db
 from tower.main import build
-from tower.models import FINAL, Rule, Task, TaskStart, Worker
+from tower.models import FINAL, ApiKey, Audit, Rule, Task, TaskStart, Worker
 from tower.settings import Settings
 
 BASE = "http://127.0.0.1"
+#: Where its requests come from.
+LOCAL = ("127.0.0.1", 50_000)
 #: Short enough for tests to see a lease run out.
 QUICK: dict[str, Any] = {"lease_s": 2.0, "beat_s": 0.2, "sweep_s": 0.2, "redis_url": None}
 
@@ -106,7 +108,7 @@ def rows(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
 
 def forget_all_rows() -> None:
     """Delete every task, start, rule and worker."""
-    db.unit(lambda: [table.delete().execute() for table in (Task, TaskStart, Rule, Worker)])
+    db.unit(lambda: [table.delete().execute() for table in (Task, TaskStart, Rule, Worker, ApiKey, Audit)])
 
 
 @pytest.fixture
@@ -164,7 +166,7 @@ def tower(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         server.execute(f"CREATE DATABASE {name} TEMPLATE migrated")
         url = server.url(name)
     settings = Settings(database_url=url, trace_dir=folder / "logs", **QUICK)
-    with TestClient(build(settings), base_url=BASE) as client:
+    with TestClient(build(settings), base_url=BASE, client=LOCAL) as client:
         yield _ready(Tower(client, settings))
 
 

@@ -15,9 +15,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests import rows as r
-from tests.conftest import BASE, QUICK, Tower
+from tests.conftest import BASE, LOCAL, QUICK, Tower
 from tests.servers import wait_for
-from tower import backup, db, leases, lifecycle
+from tower import audit, backup, db, keys, leases, lifecycle
 from tower.backup import BackupError
 from tower.lifecycle import Outcome
 from tower.main import build
@@ -55,6 +55,8 @@ def rows_of_every_kind() -> None:
     r.running(worker="of another life", max_losses=1)
     r.insert(concurrency_key="repo", parent_id=done.id, not_before=4e9)
     db.unit(lambda: Rule.insert(kind="queue", name="default", max_running=3, updated_at=db.now()).execute())
+    db.unit(lambda: keys.create("ci", "operator", types=["echo"], labels={"team": "platform"}, expires_at=4e9, by="bootstrap"))
+    db.unit(lambda: audit.note("ci", "POST /pause", "reason=Grüße", "127.0.0.1"))
     db.unit(lambda: TaskStart.insert(rate_key="api", at=1.25, task_id=done.id).on_conflict_ignore().execute())
 
 
@@ -102,7 +104,7 @@ def test_a_tower_goes_on_with_what_was_backed_up_while_it_ran(tmp_path: Path, da
     settings = database(kind)
     db.close_database()
     place, stop = tmp_path / "tower.tar.gz", threading.Event()
-    with TestClient(build(settings), base_url=BASE) as client:
+    with TestClient(build(settings), base_url=BASE, client=LOCAL) as client:
         tower = Tower(client, settings)
         first = tower.enqueue("echo", {"n": 0})
         tower.wait(first)
@@ -126,7 +128,7 @@ def test_a_tower_goes_on_with_what_was_backed_up_while_it_ran(tmp_path: Path, da
     backup.restore(place, settings)
     db.unit(lambda: Task.update(payload='{"seconds": 0.1}').where(Task.id == sleeping).execute())
     db.close_database()
-    with TestClient(build(settings), base_url=BASE) as client:
+    with TestClient(build(settings), base_url=BASE, client=LOCAL) as client:
         tower = Tower(client, settings)
         ids = [task["id"] for task in client.get("/tasks", params={"limit": 500}).json()["tasks"]]
         assert len(ids) == manifest["tables"]["task"]["rows"] >= 2

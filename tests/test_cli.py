@@ -161,7 +161,7 @@ def test_check_masks_secrets_and_warns(run_local: Run, monkeypatch: pytest.Monke
         ("REDIS_URL", "redis://me:geheim@[bad", "REDIS_URL='redis://***'"),
         ("DATABASE_URL", "me:geheim@db", "DATABASE_URL='***'"),
         ("TOWER_URL", "localhost:8000", "TOWER_URL='localhost:8000': expected http://host:port"),
-        ("HOST", "0.0.0.0", "TOWER_ALLOW_ANONYMOUS=1"),
+        ("TOWER_BOOTSTRAP_KEY", "geheim", "TOWER_BOOTSTRAP_KEY='***': Value should have at least 20 items"),
     ],
 )
 def test_a_wrong_setting_is_named_and_exits_2(run_local: Run, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:

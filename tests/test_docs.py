@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from fastapi.testclient import TestClient
 
-from tests.conftest import BASE, Tower
+from tests.conftest import BASE, LOCAL, Tower
 from tower.api.answers import WaitReason
 from tower.errors import FAILURES
 from tower.main import build
@@ -72,7 +72,7 @@ def test_the_documented_handler_passes_its_documented_test(sqlite_settings: Sett
     names: dict[str, object] = {}
     exec(blocks(DOCS / "handlers.md", "python")[1], names)
     (documented,) = (value for name, value in names.items() if name.startswith("test_"))
-    with TestClient(build(sqlite_settings), base_url=BASE) as client:
+    with TestClient(build(sqlite_settings), base_url=BASE, client=LOCAL) as client:
         documented(Tower(client, sqlite_settings), tmp_path)  # type: ignore[operator]
 
 

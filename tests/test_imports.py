@@ -23,6 +23,7 @@ LEVELS = [
     ["tower.load"],
     ["tower.spec"],
     ["tower.handler", "tower.broker", "tower.trace", "tower.queries", "tower.tree"],
+    ["tower.audit", "tower.keys"],
     ["tower.bulk", "tower.retention"],
     ["tower.sweep", "tower.fsck", "tower.rules", "tower.why", "tower.backup"],
     ["tower.orchestrator"],

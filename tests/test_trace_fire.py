@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from actors.trace import Tracer
 from tests.acceptance.stack import Stack
-from tests.conftest import BASE, Tower
+from tests.conftest import BASE, LOCAL, Tower
 from tests.servers import wait_for
 from tower.main import build
 from tower.settings import Settings
@@ -87,7 +87,7 @@ def disk(settings: Settings) -> Iterator[Disk]:
 @pytest.fixture
 def own_tower(settings: Settings, disk: Disk) -> Iterator[Tower]:
     """A whole tower on each database, whose traces are on the disk."""
-    with TestClient(build(settings), base_url=BASE) as client:
+    with TestClient(build(settings), base_url=BASE, client=LOCAL) as client:
         wait_for("a worker", lambda: client.get("/health/ready").json()["workers"] > 0)
         yield Tower(client, settings)
 

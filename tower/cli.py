@@ -89,7 +89,6 @@ def check(as_json: bool) -> None:
         click.echo(present.settings(masked))
         for warning in warnings:
             click.echo(f"warning: {present.plain(warning)}")
-    settings.refuse_unsafe()
 
 
 @cli.command(epilog="Example: tower enqueue command --wait --cwd . -- git log -3")

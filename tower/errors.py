@@ -4,6 +4,8 @@ TowerError
 ├── SettingsError        the environment does not describe a tower that can start
 ├── InvalidTask          what was asked for can never become a task
 ├── InvalidRule          no limit can be like this
+├── InvalidKey           no key can be like this
+├── Refused              whoever asks may not
 ├── NotFound             nothing has that name
 ├── Conflict             it exists, but not in a state that allows this
 ├── TooLarge             over a limit
@@ -39,6 +41,17 @@ class InvalidTask(TowerError):
 
 class InvalidRule(TowerError):
     """No limit can be like this."""
+
+
+class InvalidKey(TowerError):
+    """No key can be like this."""
+
+    def __init__(self, message: str, *, field: str) -> None:
+        super().__init__(message, code="invalid_field", field=field)
+
+
+class Refused(TowerError):
+    """Whoever asks may not: there is no key, it opens nothing, or not this."""
 
 
 class NotFound(TowerError):

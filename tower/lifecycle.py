@@ -61,6 +61,8 @@ class NewTask:
     rate_key: str | None = None
     rate_limit: int | None = None
     rate_per_s: float | None = None
+    #: The name of the key that it was asked for with.
+    actor: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,11 +105,18 @@ class Ending:
 
 def insert(tasks: Sequence[NewTask]) -> set[str]:
     """Insert tasks as queued, each with its first event; return the ids of those whose key was new."""
-    made = moves.insert([_row(task) for task in tasks])
+    made = set[str]()
+    for actor in dict.fromkeys(task.actor for task in tasks):
+        made |= moves.insert([_row(task) for task in tasks if task.actor == actor], {"by": actor} if actor else {})
     labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks if task.id in made for key, value in task.labels.items()]
     for some in moves.pieces(labels):
         TaskLabel.insert_many(some).execute()
     return made
+
+
+def is_one_insert(tasks: Sequence[NewTask]) -> bool:
+    """Whether these tasks, which have no labels, are inserted by one statement."""
+    return len(tasks) <= moves.ROWS and len({task.actor for task in tasks}) == 1
 
 
 def _row(task: NewTask) -> dict[str, Any]:

@@ -83,7 +83,6 @@ def main(*, host: str | None = None, port: int | None = None) -> int:
     """Run the server until it is asked to stop; return the exit code. An address given here goes before HOST and PORT."""
     try:
         settings = load(host=host, port=port)
-        settings.refuse_unsafe()
         log.configure(settings)
         listener = _listen(settings)
         app = build(settings)

@@ -229,4 +229,39 @@ class Worker(Row):
     beat_at = DoubleField()
 
 
-TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker)
+class ApiKey(Row):
+    """A key that somebody comes in with; the key itself is nowhere."""
+
+    #: What the key begins with, to recognise it by.
+    id = TextField(primary_key=True)
+    #: SHA-256 of the rest.
+    digest = TextField()
+    name = TextField()
+    #: viewer, operator or admin.
+    role = TextField()
+    #: What it is limited to, as JSON: a list of types and a map of labels; empty is everything.
+    types = TextField()
+    labels = TextField()
+    created_at = DoubleField()
+    created_by = TextField(null=True)
+    expires_at = DoubleField(null=True)
+    revoked_at = DoubleField(null=True)
+    #: When it was used last, to a minute.
+    used_at = DoubleField(null=True)
+
+
+class Audit(Row):
+    """What somebody changed, beside the events of tasks."""
+
+    id = TextField(primary_key=True)
+    at = DoubleField()
+    #: The name of the key, or anonymous.
+    actor = TextField()
+    #: As in `POST /pause`.
+    action = TextField()
+    #: What it was done to.
+    target = TextField()
+    address = TextField(null=True)
+
+
+TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker, ApiKey, Audit)

@@ -62,13 +62,13 @@ _log = logging.getLogger("tower.task")
 Row = dict[str, Any]
 
 
-def insert(tasks: Sequence[Row]) -> set[str]:
+def insert(tasks: Sequence[Row], data: dict[str, Any]) -> set[str]:
     """Insert tasks as queued, each with its first event; return the ids of those whose id and key were new."""
-    return {row["id"] for some in pieces(tasks) for row in _insert(some)}
+    return {row["id"] for some in pieces(tasks) for row in _insert(some, data)}
 
 
-def _insert(tasks: Sequence[Row]) -> list[Row]:
-    return _with_events(_insertion(len(tasks)), [task[name] for task in tasks for name in _GIVEN], "queued", {})
+def _insert(tasks: Sequence[Row], data: dict[str, Any]) -> list[Row]:
+    return _with_events(_insertion(len(tasks)), [task[name] for task in tasks for name in _GIVEN], "queued", data)
 
 
 @lru_cache(maxsize=ROWS)

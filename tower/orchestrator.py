@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
-from tower import bulk, db, jsontext, lifecycle, moves, queries, trace, tree
+from tower import bulk, db, jsontext, lifecycle, queries, trace, tree
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.bulk import Done, Pace
 from tower.errands import Errand
@@ -116,15 +116,15 @@ class EnhancedOrchestrator:
         """
         return (await run_in_threadpool(self.accept, spec)).id
 
-    def accept(self, spec: TaskSpec) -> Accepted:
-        """Enqueue one task; see `enqueue`."""
-        return self._accept([self._checked(spec)])[0]
+    def accept(self, spec: TaskSpec, by: str | None = None) -> Accepted:
+        """Enqueue one task, for whoever showed a key of this name; see `enqueue`."""
+        return self._accept([self._checked(spec, by)])[0]
 
-    def enqueue_all(self, specs: Sequence[TaskSpec]) -> list[Accepted]:
-        """Enqueue up to a thousand tasks, all or none; see `enqueue`."""
+    def enqueue_all(self, specs: Sequence[TaskSpec], by: str | None = None) -> list[Accepted]:
+        """Enqueue up to a thousand tasks, all or none; see `accept`."""
         if not 1 <= len(specs) <= MAX_BATCH:
             raise InvalidTask(f"A batch holds 1 to {MAX_BATCH} tasks, got {len(specs)}; split it.", code="invalid_batch")
-        return self._accept([self._checked(spec, f"tasks.{place}.") for place, spec in enumerate(specs)])
+        return self._accept([self._checked(spec, by, f"tasks.{place}.") for place, spec in enumerate(specs)])
 
     def _accept(self, tasks: list[NewTask]) -> list[Accepted]:
         fault("front.before_insert")
@@ -143,10 +143,10 @@ class EnhancedOrchestrator:
     def _enter(self, requests: list[list[NewTask]]) -> list[None]:
         """Insert the tasks of all requests that wait; none of them depends on another row."""
         tasks = [task for request in requests for task in request]
-        db.unit(lambda: lifecycle.insert(tasks), patience_s=_PATIENCE_S, is_one_statement=len(tasks) <= moves.ROWS)
+        db.unit(lambda: lifecycle.insert(tasks), patience_s=_PATIENCE_S, is_one_statement=lifecycle.is_one_insert(tasks))
         return [None] * len(requests)
 
-    def _checked(self, spec: TaskSpec, where: str = "") -> NewTask:
+    def _checked(self, spec: TaskSpec, by: str | None, where: str = "") -> NewTask:
         try:
             kind = self._registry.get(spec.type)
             checked = kind.check(spec.payload)
@@ -171,7 +171,8 @@ class EnhancedOrchestrator:
             max_losses=1 if spec.max_attempts == 1 else self._settings.max_losses,
             correlation_id=task_id,
             title=spec.title,
-            requested_by=spec.requested_by,
+            requested_by=spec.requested_by or by,
+            actor=by,
             idempotency_key=spec.idempotency_key,
             idempotency_hash=spec.digest() if spec.idempotency_key else None,
             parent_id=spec.parent_id,

@@ -31,11 +31,15 @@ class Filter:
     created_before: float | None = None
     #: Whether a later task repeats it.
     retried: bool | None = None
+    #: What whoever asks is limited to: one of these types, and all of these labels.
+    within_types: Sequence[str] = ()
+    within_labels: Sequence[tuple[str, str]] = ()
 
     @property
     def is_empty(self) -> bool:
-        """Whether it narrows nothing down; `retried` alone does not, since most tasks are not."""
-        return not any(value not in (None, (), []) for name, value in vars(self).items() if name != "retried")
+        """Whether it narrows nothing down; `retried` alone does not, since most tasks are not, and what one is limited to anyway."""
+        aside = ("retried", "within_types", "within_labels")
+        return not any(value not in (None, (), []) for name, value in vars(self).items() if name not in aside)
 
 
 def task(task_id: str) -> dict[str, Any]:
@@ -69,9 +73,9 @@ def conditions(chosen: Filter) -> list[Any]:
     found: list[Any] = []
     if chosen.statuses:
         found.append(Task.status << list(chosen.statuses))
-    if chosen.types:
-        found.append(Task.type << list(chosen.types))
-    for key, value in chosen.labels:
+    for types in filter(None, (chosen.types, chosen.within_types)):
+        found.append(Task.type << list(types))
+    for key, value in (*chosen.labels, *chosen.within_labels):
         found.append(Task.id << TaskLabel.select(TaskLabel.task_id).where(TaskLabel.key == key, TaskLabel.value == value))
     if chosen.text:
         found.append(Task.title.contains(chosen.text) | Task.type.contains(chosen.text) | Task.id.startswith(chosen.text.lower()))
@@ -296,6 +300,14 @@ def progress(task_id: str) -> tuple[str, int]:
     if row is None:
         raise not_found(task_id)
     return str(row[0]), int(row[1])
+
+
+def kind_and_labels(task_id: str) -> tuple[str, dict[str, str]]:
+    """Return a task's type and labels; raise NotFound."""
+    row = Task.select(Task.type, Task.labels).where(Task.id == task_id).tuples().first()
+    if row is None:
+        raise not_found(task_id)
+    return str(row[0]), json.loads(row[1])
 
 
 def progress_of(ids: Sequence[str]) -> dict[str, tuple[str, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from peewee import Tuple
 
-from tower import db, folder
+from tower import audit, db, folder
 from tower.faults import fault
 from tower.log import Outage
 from tower.models import CANCELLED, FAILED, SUCCEEDED, TIMED_OUT, Task, TaskArtifact, TaskLog
@@ -52,6 +52,7 @@ class Retention:
     def __init__(self, settings: Settings) -> None:
         self._root = settings.trace_dir
         self._keep = kept_days(settings)
+        self._audit_days = settings.keep_audit_days
         self._due_at = 0.0
         #: Tasks whose folder could not be removed just now.
         self._stuck: set[str] = set()
@@ -86,6 +87,8 @@ class Retention:
         if len(ids) == _STEP:
             return True
         self._stuck.clear()  # to be tried again in a minute
+        if self._audit_days and db.read(partial(audit.has_older, self._audit_days)):
+            db.unit(partial(audit.forget, self._audit_days))
         if failed:
             raise failed
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from tower import faults
@@ -43,10 +43,23 @@ class Settings(BaseSettings):
     trace_dir: Path = Field(Path("logs"), validation_alias="TRACE_DIR", description="Where each task's folder is written.")
     host: str = Field("127.0.0.1", validation_alias="HOST", description="The address the server binds.")
     port: int = Field(8000, ge=0, le=65535, validation_alias="PORT", description="The port the server binds.")
-    allow_anonymous: bool = Field(
-        False,
-        validation_alias="TOWER_ALLOW_ANONYMOUS",
-        description="Allow an address other than loopback although anyone who reaches it may run commands.",
+    anonymous: Literal["loopback", "nobody", "viewer", "operator", "admin"] = Field(
+        "loopback",
+        validation_alias="TOWER_ANONYMOUS",
+        description="What whoever shows no key may do: everything, on `loopback` alone; what `viewer`, `operator` or `admin` may; "
+        "or nothing, if `nobody`.",
+    )
+    bootstrap_key: SecretStr | None = Field(
+        None,
+        min_length=20,
+        validation_alias="TOWER_BOOTSTRAP_KEY",
+        description="A key for the first admin, 20 characters or more; it opens everything while it is set.",
+    )
+    session_secret: SecretStr | None = Field(
+        None,
+        min_length=20,
+        validation_alias="TOWER_SESSION_SECRET",
+        description="What signs browser sessions, the same for all servers of a tower. Unset: made and kept in TOWER_RUN_DIR.",
     )
     allowed_hosts: tuple[str, ...] = Field(
         (),
@@ -138,6 +151,14 @@ class Settings(BaseSettings):
         validation_alias="TOWER_KEEP_TIMED_OUT_DAYS",
         description="Days after which tasks that timed out are removed, with rows, log, files and folder; 0 keeps them for ever.",
     )
+    keep_audit_days: float = Field(
+        365.0,
+        ge=0,
+        le=_LONGEST_DAYS,
+        allow_inf_nan=False,
+        validation_alias="TOWER_KEEP_AUDIT_DAYS",
+        description="Days after which entries of the record of who did what are removed; 0 keeps them for ever.",
+    )
     db_pool: int = Field(32, ge=4, le=1000, validation_alias="TOWER_DB_POOL", description="Most database connections this process opens.")
     log_format: Literal["text", "json"] = Field(
         "text", validation_alias="TOWER_LOG_FORMAT", description="How the process log is written: `text` or `json`."
@@ -151,6 +172,7 @@ class Settings(BaseSettings):
         description="For tests alone: what shall break where, as in `claim.after_commit:1:kill`; see docs/reliability.md.",
     )
     url: str = Field("http://127.0.0.1:8000", validation_alias="TOWER_URL", description="The tower that the command line talks to.")
+    key: SecretStr | None = Field(None, min_length=20, validation_alias="TOWER_KEY", description="The key that the command line shows it.")
 
     @classmethod
     def settings_customise_sources(
@@ -165,12 +187,12 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("redis_url", "run_dir", mode="before")
+    @field_validator("redis_url", "run_dir", "bootstrap_key", "session_secret", "key", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
 
-    @field_validator("log_format", "log_level", mode="before")
+    @field_validator("log_format", "log_level", "anonymous", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
@@ -233,6 +255,11 @@ class Settings(BaseSettings):
             )
         if self.redis_url and self.database_url.startswith("sqlite"):
             found.append("REDIS_URL is set but DATABASE_URL is SQLite: server and workers must share one local disk; use Postgres.")
+        if self.anonymous in ("operator", "admin"):
+            whoever = f"whoever reaches HOST={self.host} may run commands here; something else must guard it."
+            found.append(f"TOWER_ANONYMOUS={self.anonymous}: {whoever}")
+        if self.host not in LOOPBACK and self.anonymous == "loopback" and self.bootstrap_key is None:
+            found.append(f"HOST={self.host}: only requests with a key are answered; set TOWER_BOOTSTRAP_KEY to make the first.")
         if self.host not in LOOPBACK and not self.allowed_hosts:
             found.append(f"HOST={self.host} but TOWER_ALLOWED_HOSTS is empty: only requests for a loopback name are answered.")
         if self.trace_dir.exists() and not (self.trace_dir.is_dir() and os.access(self.trace_dir, os.W_OK)):
@@ -245,13 +272,9 @@ class Settings(BaseSettings):
             found.append(f"{name} is not a setting.{f' Did you mean {near[0]}?' if near else ''}")
         return found
 
-    def refuse_unsafe(self) -> None:
-        """Raise SettingsError if the server would be open to others without anybody having said so."""
-        if self.host not in LOOPBACK and not self.allow_anonymous:
-            raise SettingsError(
-                f"HOST={self.host} would let anyone on the network run commands here. "
-                "Bind 127.0.0.1, or set TOWER_ALLOW_ANONYMOUS=1 if something else guards the port."
-            )
+
+#: Settings that nobody is ever shown, not even when they are wrong.
+_SECRETS, _MASK = ("bootstrap_key", "session_secret", "key"), "***"
 
 
 def load(**overrides: Any) -> Settings:
@@ -264,7 +287,9 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
-        wrong = [(env_name(str(item["loc"][0])), mask_url(str(item["input"])), item["msg"]) for item in error.errors(include_url=False)]
+        found = [(str(item["loc"][0]), item) for item in error.errors(include_url=False)]
+        secret = {env_name(name) for name in _SECRETS}
+        wrong = [(env_name(name), _MASK if env_name(name) in secret else mask_url(str(item["input"])), item["msg"]) for name, item in found]
         lines = [f"{options.get(name, name)}={value!r}: {said.removeprefix('Value error, ')}" for name, value, said in wrong]
         raise SettingsError("These settings cannot be used. " + " · ".join(lines)) from None
 

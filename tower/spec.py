@@ -45,6 +45,7 @@ Line = Annotated[str, StringConstraints(min_length=1, max_length=200), AfterVali
 Key = Annotated[str, StringConstraints(min_length=1, max_length=255), AfterValidator(_one_line)]
 LabelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_./-]{0,62}$")]
 
+Labels = dict[LabelName, Annotated[str, StringConstraints(max_length=255), AfterValidator(_one_line)]]
 
 ParentId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Status = Literal["queued", "dispatched", "running", "succeeded", "failed", "cancelled", "timed_out"]
@@ -117,9 +118,7 @@ class TaskSpec(BaseModel):
     parent_id: ParentId | None = Field(
         None, description="The task that asks for it: the new one joins its tree.", examples=["0192f0c1-2345-7abc-8def-0123456789ab"]
     )
-    labels: dict[LabelName, Annotated[str, StringConstraints(max_length=255), AfterValidator(_one_line)]] = Field(
-        default_factory=dict, max_length=32, description="Names to find it by.", examples=[{"team": "platform"}]
-    )
+    labels: Labels = Field(default_factory=dict, max_length=32, description="Names to find it by.", examples=[{"team": "platform"}])
     requested_by: Line | None = Field(None, description="Who or what asked for it.", examples=["alice"])
 
     def digest(self) -> str:

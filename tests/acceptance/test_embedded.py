@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.acceptance.stack import Stack
@@ -72,12 +73,14 @@ def test_a_crash_loses_nothing_and_leaves_no_orphan(stack: Stack) -> None:
     assert list(Path(tempfile.gettempdir()).glob(f"tower-{running}-*")) == []
 
 
-def test_it_refuses_to_be_open_to_others(stack: Stack) -> None:
-    """Another address than loopback needs a word from whoever starts it; the message says which."""
-    stack.environment["HOST"] = "0.0.0.0"
-    server = stack._start("server", [sys.executable, "-m", "devops_control_tower.main"])
-    assert server.popen.wait(20) == 2
-    assert "TOWER_ALLOW_ANONYMOUS=1" in server.log
+def test_it_is_open_to_others_only_with_a_key(stack: Stack) -> None:
+    """On another address than loopback; the log says how to make the first key."""
+    stack.environment |= {"HOST": "0.0.0.0", "TOWER_ALLOWED_HOSTS": "127.0.0.1"}
+    server = stack.server()
+    answer = httpx2.get(f"http://127.0.0.1:{stack.port}/tasks")
+    assert (answer.status_code, answer.json()["code"]) == (401, "key_required")
+    assert httpx2.get(f"http://127.0.0.1:{stack.port}/health").status_code == 200
+    assert "set TOWER_BOOTSTRAP_KEY" in server.log
 
 
 def test_a_port_that_is_taken_is_named(stack: Stack) -> None:

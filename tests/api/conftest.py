@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.conftest import BASE, KINDS, QUICK, Tower
+from tests.conftest import BASE, KINDS, LOCAL, QUICK, Tower
 from tests.servers import wait_for
 from tower import db
 from tower.api import create_app
@@ -35,7 +35,7 @@ def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         server.execute("CREATE DATABASE api TEMPLATE migrated")
         url = server.url("api")
     settings = Settings(database_url=url, trace_dir=folder / "logs", **(QUICK | {"lease_s": 15}))
-    with TestClient(build(settings), base_url=BASE) as client:
+    with TestClient(build(settings), base_url=BASE, client=LOCAL) as client:
         tower = Tower(client, settings)
         wait_for("a worker", lambda: client.get("/health/ready").json()["workers"] > 0)
         yield tower

@@ -12,7 +12,7 @@ from dramatiq.message import Message
 from fastapi.testclient import TestClient
 
 from tests.api.conftest import bare_app, is_problem
-from tests.conftest import BASE
+from tests.conftest import BASE, LOCAL
 from tests.servers import Redis
 from tower.broker import open_broker
 from tower.settings import Settings
@@ -40,7 +40,7 @@ def broker(redis_server: Redis) -> Iterator[RedisBroker]:
 @pytest.fixture(scope="module")
 def client(broker: RedisBroker, redis_server: Redis) -> Iterator[TestClient]:
     """The app on Redis; no worker takes the messages."""
-    with TestClient(bare_app(Settings(redis_url=redis_server.url()), broker=broker), base_url=BASE) as made:
+    with TestClient(bare_app(Settings(redis_url=redis_server.url()), broker=broker), base_url=BASE, client=LOCAL) as made:
         yield made
 
 
@@ -285,7 +285,7 @@ def test_without_redis_for_a_moment_it_says_so(client: TestClient, broker: Redis
 @pytest.mark.parametrize("path", ["/dashboard", "/dashboard/", "/dashboard/queues/default"])
 def test_an_embedded_tower_says_why_it_is_not_there(path: str) -> None:
     """And what shows the same."""
-    with TestClient(bare_app(Settings(redis_url=None)), base_url=BASE) as client:
+    with TestClient(bare_app(Settings(redis_url=None)), base_url=BASE, client=LOCAL) as client:
         told = is_problem(client.get(path), 404, "no_dashboard")
 
     assert "REDIS_URL" in told["detail"] and "/queues" in told["detail"]
@@ -294,7 +294,7 @@ def test_an_embedded_tower_says_why_it_is_not_there(path: str) -> None:
 def test_a_tower_without_the_package_says_how_to_get_it(broker: RedisBroker, redis_server: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its metadata forbids our versions, so it is installed apart."""
     monkeypatch.setitem(__import__("sys").modules, "dramatiq_dashboard", None)
-    with TestClient(bare_app(Settings(redis_url=redis_server.url()), broker=broker), base_url=BASE) as client:
+    with TestClient(bare_app(Settings(redis_url=redis_server.url()), broker=broker), base_url=BASE, client=LOCAL) as client:
         told = is_problem(client.get("/dashboard/"), 404, "no_dashboard")
 
     assert "requirements-dashboard.txt" in told["detail"]

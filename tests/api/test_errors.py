@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.api.conftest import bare_app, count, is_problem
-from tests.conftest import BASE, Tower
+from tests.conftest import BASE, LOCAL, Tower
 from tower import db, queries
 from tower.api.errors import problem
 from tower.broker import open_broker
@@ -208,7 +208,7 @@ def test_no_answer_tells_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
     db.open_database(settings)
     monkeypatch.setattr(db, "_patiently", _impatient(db._patiently))
     try:
-        with TestClient(bare_app(settings, broker=open_broker(settings)), base_url=BASE) as client:
+        with TestClient(bare_app(settings, broker=open_broker(settings)), base_url=BASE, client=LOCAL) as client:
             client.app.state.orchestrator._prepared.set()  # type: ignore[attr-defined]
             answers = [
                 client.get("/health/ready"),

@@ -9,7 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.api.conftest import bare_app, count, is_problem, talk
-from tests.conftest import BASE, Tower
+from tests.conftest import BASE, LOCAL, Tower
 from tower.api.guard import Guard
 from tower.settings import Settings
 
@@ -21,7 +21,7 @@ ECHO = b'{"type":"echo","requested_by":"nobody"}'
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     """An app that also answers for tower.example and fe80::1, on a name of its own."""
-    with TestClient(bare_app(Settings(redis_url=None, allowed_hosts=("tower.example", "fe80::1"))), base_url=BASE) as made:
+    with TestClient(bare_app(Settings(redis_url=None, allowed_hosts=("tower.example", "fe80::1"))), base_url=BASE, client=LOCAL) as made:
         yield made
 
 

@@ -3,7 +3,7 @@
 from fastapi.testclient import TestClient
 
 from tests.api.conftest import bare_app
-from tests.conftest import BASE, Tower
+from tests.conftest import BASE, LOCAL, Tower
 from tower.settings import Settings
 
 
@@ -28,7 +28,7 @@ def test_a_whole_tower_is_ready(api: Tower) -> None:
 
 def test_a_tower_whose_database_is_not_prepared_lives_but_takes_no_tasks() -> None:
     """Health is about the process, readiness about tasks; a load balancer reads the 503."""
-    with TestClient(bare_app(Settings(redis_url=None)), base_url=BASE) as client:
+    with TestClient(bare_app(Settings(redis_url=None)), base_url=BASE, client=LOCAL) as client:
         alive, ready = client.get("/health"), client.get("/health/ready")
 
     assert (alive.status_code, ready.status_code) == (200, 503)

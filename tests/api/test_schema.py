@@ -49,11 +49,15 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
 def test_every_public_route_is_in_the_document() -> None:
     """What the README names is there, and nothing that is not."""
     assert sorted(ids(ROUTES)) == [
+        "DELETE /access/keys/{key_id}",
         "DELETE /rules/tower",
         "DELETE /rules/{kind}/{name}",
+        "GET /access/audit",
+        "GET /access/keys",
         "GET /handlers",
         "GET /health",
         "GET /health/ready",
+        "GET /me",
         "GET /queues",
         "GET /rules",
         "GET /tasks",
@@ -64,6 +68,7 @@ def test_every_public_route_is_in_the_document() -> None:
         "GET /tasks/{task_id}/log",
         "GET /tasks/{task_id}/why",
         "GET /workers",
+        "POST /access/keys",
         "POST /keys/{name}/pause",
         "POST /keys/{name}/resume",
         "POST /pause",
@@ -116,11 +121,11 @@ def test_a_route_documents_how_it_can_fail(method: str, path: str, route: dict[s
         if (path, status) != ("/health/ready", "503"):
             assert list(answer["content"]) == ["application/problem+json"]
             assert answer["content"]["application/problem+json"]["schema"] == {"$ref": "#/components/schemas/Problem"}
-    wanted = {"421"} if path.startswith("/health") else {"421", "422"}
+    wanted = {"421"} if path.startswith("/health") else {"401", "403", "421", "422", "429"}
     is_rule = route["tags"] == ["rules"] and method != "get"
-    wanted |= {"404"} if "{task_id}" in path or is_rule else set()
+    wanted |= {"404"} if "{task_id}" in path or "{key_id}" in path or is_rule else set()
     wanted |= {"503"} if path not in ("/health", "/handlers") else set()
-    wanted |= {"403", "413", "415"} if method != "get" else set()
+    wanted |= {"413", "415"} if method != "get" else set()
     wanted |= {"400"} if "requestBody" in route else set()
     wanted |= {"409"} if "/enqueue" in path or path.endswith(("}/cancel", "}/retry")) else set()
     wanted |= {"416"} if path.endswith(("/log", "/files/{path}")) else set()

@@ -9,10 +9,12 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import RedirectResponse
 
-from tower import __version__
-from tower.api import bulk, dashboard, errors, fleet, health, rules, tasks, traces, why
+from tower import __version__, lifeline
+from tower.api import bulk, dashboard, errors, fleet, health, keys, login, rules, tasks, traces, why
+from tower.api.access import LOGIN, LOGOUT, Access, check_rules
 from tower.api.follow import Watch
 from tower.api.guard import Guard
+from tower.api.session import Sessions, kept_secret
 from tower.handler import Registry
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
@@ -35,17 +37,26 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings, app.state.orchestrator, app.state.registry = settings, orchestrator, registry
-    app.state.watch = Watch()
-    for router in (health.router, bulk.router, tasks.router, why.router, traces.router, fleet.router, rules.router):
+    app.state.watch, app.state.sessions = Watch(), _sessions(settings)
+    routers = (health.router, bulk.router, tasks.router, why.router, traces.router, fleet.router, rules.router, keys.router)
+    for router in routers:
         app.include_router(router)
     app.add_api_route("/", _home, include_in_schema=False)
+    login.install(app)
     dashboard.mount(app, settings, broker)
     errors.install(app)
-    app.add_middleware(
-        Guard, allowed_hosts=settings.allowed_hosts, max_body=settings.max_body_mb * 1_000_000, forms_below=dashboard.PATH + "/"
-    )
+    known = [*(route for router in routers for route in router.routes), *(route for route in app.routes if hasattr(route, "path"))]
+    check_rules(known)
+    app.add_middleware(Access, settings=settings, sessions=app.state.sessions, routes=known)
+    forms = (dashboard.PATH + "/", LOGIN, LOGOUT)
+    app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body=settings.max_body_mb * 1_000_000, forms_below=forms)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
+
+
+def _sessions(settings: Settings) -> Sessions:
+    given = settings.session_secret
+    return Sessions(given.get_secret_value() if given else kept_secret(lifeline.folder(settings.run_dir)))
 
 
 async def _home() -> RedirectResponse:

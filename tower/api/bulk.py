@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 
+from tower.api.access import caller_of
 from tower.api.answers import Changed
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
-from tower.api.tasks import labels, orchestrator_of, seconds
+from tower.api.tasks import labels, orchestrator_of, seconds, within
 from tower.queries import Filter
 from tower.spec import BulkRequest, TaskFilter
 
@@ -24,7 +25,8 @@ _TEAM = {"summary": "All of a team", "value": {"filter": {"status": ["failed", "
 )
 def cancel_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_examples={"tree": _TREE, "dry_run": _LOST})]) -> dict[str, Any]:
     """End what waits at once and ask what runs to stop. With a correlation_id the whole tree ends: it takes no new children meanwhile."""
-    return asdict(orchestrator_of(request).cancel_all(_chosen(asked.filter), asked.by, dry_run=asked.dry_run))
+    by = caller_of(request).actor or asked.by
+    return asdict(orchestrator_of(request).cancel_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
 
 
 @router.post(
@@ -32,11 +34,13 @@ def cancel_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_exam
 )
 def retry_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_examples={"team": _TEAM, "dry_run": _LOST})]) -> dict[str, Any]:
     """Enqueue again what failed, timed out or was cancelled, and has not been retried yet: asking twice makes nothing twice."""
-    return asdict(orchestrator_of(request).retry_all(_chosen(asked.filter), asked.by, dry_run=asked.dry_run))
+    by = caller_of(request).actor or asked.by
+    return asdict(orchestrator_of(request).retry_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
 
 
-def _chosen(asked: TaskFilter) -> Filter:
-    return Filter(
+def _chosen(request: Request, asked: TaskFilter) -> Filter:
+    return within(
+        request,
         statuses=asked.status,
         types=asked.type,
         labels=labels(asked.label),

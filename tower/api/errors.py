@@ -12,13 +12,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
-from tower.errors import Conflict, InvalidRule, InvalidTask, NotFound, TooLarge, TowerError, Unavailable
+from tower.errors import Conflict, InvalidKey, InvalidRule, InvalidTask, NotFound, Refused, TooLarge, TowerError, Unavailable
 from tower.jsontext import BadJson
 from tower.spec import BulkRequest, TaskFilter, TaskSpec
 
 MEDIA_TYPE = "application/problem+json"
 
-_STATUS: dict[type[TowerError], int] = {InvalidTask: 422, InvalidRule: 422, NotFound: 404, Conflict: 409, TooLarge: 413, Unavailable: 503}
+_STATUS: dict[type[TowerError], int] = {
+    InvalidTask: 422,
+    InvalidRule: 422,
+    InvalidKey: 422,
+    Refused: 403,
+    NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    Unavailable: 503,
+}
 _CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large", 416: "range_not_satisfiable"}
 
 #: RFC 9110's names, where older Pythons have older ones.
@@ -27,13 +36,15 @@ _TITLES = {413: "Content Too Large", 416: "Range Not Satisfiable", 422: "Unproce
 #: What each status means here, for the OpenAPI document.
 _MEANING = {
     400: "The body is not JSON the tower accepts.",
-    403: "A page of another origin asked for a change.",
+    401: "No key was shown, or one that opens nothing; `detail` says which.",
+    403: "The key may not do this, or a page of another origin asked for a change.",
     404: "There is no such thing.",
     409: "It exists, but not in a state that allows this.",
     413: "The body is over the limit.",
     415: "The body is not declared as application/json.",
     416: "The file has no such bytes.",
     421: "The Host header names somebody else.",
+    429: "Too many wrong keys came from this address; try again after `Retry-After` seconds.",
     422: "A field has a value that cannot be used; `detail` names it and the cure.",
     503: "Not now; try again after `Retry-After` seconds.",
 }
@@ -78,10 +89,11 @@ class Problem(BaseModel):
     errors: list[FieldError] | None = None
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def problems(*statuses: int, is_public: bool = False) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI answers of a route that can fail with these statuses, and with those that every route has."""
     schema = {"$ref": "#/components/schemas/Problem"}
-    return {status: {"description": _MEANING[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in (*statuses, 421)}
+    known = dict.fromkeys((*statuses, 421) if is_public else (*statuses, 401, 403, 421, 429))
+    return {status: {"description": _MEANING[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in known}
 
 
 def problem(status: int, code: str, detail: str, /, *, headers: dict[str, str] | None = None, **more: Any) -> Response:
@@ -102,6 +114,11 @@ def install(app: FastAPI) -> None:
 
 async def _tower_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, TowerError)  # noqa: S101  # registered for it
+    return answer_to(error)
+
+
+def answer_to(error: TowerError) -> Response:
+    """Return an error of the tower as a response."""
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Unavailable) else None
     return problem(status, error.code, error.message, headers=headers, field=error.field, **error.extra)
@@ -155,12 +172,17 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = _CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     detail = str(error.detail)
     if error.status_code == 404:
-        detail = f"There is nothing at {_printable(request.scope['path'][:200])}; GET /openapi.json lists what there is."
+        return nothing_at(request.scope["path"])
     if error.status_code == 405:
         detail = f"{request.method} is not possible here; the Allow header says what is."
     if error.status_code == 413:
         detail = TOO_LARGE
     return problem(error.status_code, code, detail, headers=dict(error.headers or {}))
+
+
+def nothing_at(path: str) -> Response:
+    """Return the answer to a request for what does not exist."""
+    return problem(404, _CODES[404], f"There is nothing at {_printable(path[:200])}; GET /openapi.json lists what there is.")
 
 
 def unexpected(scope: Scope, error: Exception) -> Response:

@@ -29,7 +29,7 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 class Guard:
     """Refuses requests a browser could be tricked into sending, and bodies that are not plain JSON of a bounded size."""
 
-    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], max_body: int, forms_below: str) -> None:
+    def __init__(self, app: ASGIApp, *, allowed_hosts: Iterable[str], max_body: int, forms_below: tuple[str, ...]) -> None:
         self._app = app
         self._hosts = {*LOOPBACK, *(host.strip("[]") for host in allowed_hosts)}
         self._max_body = max_body

@@ -10,7 +10,7 @@ from tower.api.errors import problems
 router = APIRouter(tags=["health"])  # a probe may add whatever it likes to the query
 
 
-@router.get("/health", response_model=Health, responses=problems(), summary="Does the process live?")
+@router.get("/health", response_model=Health, responses=problems(is_public=True), summary="Does the process live?")
 async def health() -> dict[str, str]:
     """Answer as long as the server process lives, whatever else is down."""
     return {"status": "ok"}
@@ -19,7 +19,7 @@ async def health() -> dict[str, str]:
 @router.get(
     "/health/ready",
     response_model=Readiness,
-    responses={**problems(), 503: {"model": Readiness, "description": "Tasks cannot be accepted."}},
+    responses={**problems(is_public=True), 503: {"model": Readiness, "description": "Tasks cannot be accepted."}},
     summary="Can tasks be accepted, and will they run?",
 )
 def ready(request: Request, response: Response) -> dict[str, Any]:

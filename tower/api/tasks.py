@@ -8,10 +8,11 @@ from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tower import db, queries
+from tower.api.access import caller_of
 from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, TaskDetail, TaskPage, detail, event, summary
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
-from tower.errors import InvalidTask
+from tower.errors import InvalidTask, Refused
 from tower.orchestrator import EnhancedOrchestrator
 from tower.spec import MAX_BATCH, Key, Line, Status, TaskSpec, Text, Time
 
@@ -47,6 +48,23 @@ class Batch(BaseModel):
     tasks: list[TaskSpec] = Field(min_length=1, max_length=MAX_BATCH)
 
 
+def within(request: Request, **chosen: Any) -> queries.Filter:
+    """Return a filter that lets whoever asks find what he may see."""
+    caller = caller_of(request)
+    return queries.Filter(**chosen, within_types=caller.types, within_labels=caller.labels)
+
+
+def _check_covered(request: Request, specs: Sequence[TaskSpec]) -> None:
+    """Raise Refused if the key is limited to other tasks."""
+    caller = caller_of(request)
+    for spec in specs:
+        if not caller.covers(spec.type, spec.labels):
+            types = f"of type {' or '.join(caller.types)}" if caller.types else "of any type"
+            labels = "".join(f", with the label {name}={value}" for name, value in caller.labels)
+            said = f"The key of {caller.name!r} is limited to tasks {types}{labels}; change the task, or use another key."
+            raise Refused(said, code="key_limited")
+
+
 def orchestrator_of(request: Request) -> EnhancedOrchestrator:
     """Return the orchestrator of the app that was asked."""
     found: EnhancedOrchestrator = request.app.state.orchestrator
@@ -79,7 +97,8 @@ def enqueue(
                 field="idempotency_key",
             )
         spec = spec.model_copy(update={"idempotency_key": idempotency_key})
-    accepted = orchestrator_of(request).accept(spec)
+    _check_covered(request, [spec])
+    accepted = orchestrator_of(request).accept(spec, by=caller_of(request).actor)
     response.status_code = 202 if accepted.new else 200
     response.headers["location"] = f"/tasks/{accepted.id}"
     return {"task_id": accepted.id}
@@ -101,11 +120,14 @@ def enqueue_batch(request: Request, batch: Batch) -> dict[str, list[str]]:
         raise InvalidTask(
             "A batch has no key of its own; give each task of it an idempotency_key.", code="invalid_field", field="idempotency-key"
         )
-    return {"task_ids": [accepted.id for accepted in orchestrator_of(request).enqueue_all(batch.tasks)]}
+    _check_covered(request, batch.tasks)
+    made = orchestrator_of(request).enqueue_all(batch.tasks, by=caller_of(request).actor)
+    return {"task_ids": [accepted.id for accepted in made]}
 
 
 @router.get("", response_model=TaskPage, responses=problems(422, 503), summary="List tasks, newest first")
 def list_tasks(
+    request: Request,
     status: Annotated[list[Status] | None, Query(max_length=20, description="Only these statuses.", examples=[["running"]])] = None,
     type: Annotated[list[Text] | None, Query(max_length=100, description="Only these types.", examples=[["echo"]])] = None,  # noqa: A002
     label: Annotated[
@@ -126,7 +148,8 @@ def list_tasks(
     limit: Annotated[int, Query(ge=1, le=500, description="Tasks per page.")] = 50,
 ) -> dict[str, Any]:
     """List tasks that fit every filter given, one page at a time."""
-    chosen = queries.Filter(
+    chosen = within(
+        request,
         statuses=status or (),
         types=type or (),
         labels=labels(label or ()),
@@ -177,7 +200,7 @@ def events(
 @router.post("/{task_id}/cancel", response_model=Cancelled, responses=problems(403, 404, 409, 413, 415, 422, 503), summary="Cancel a task")
 def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
     """End a waiting task at once; ask a running one to stop, which takes its worker a heartbeat and its processes 5 s at most."""
-    return {"task_id": task_id, "status": orchestrator_of(request).cancel(task_id, by)}
+    return {"task_id": task_id, "status": orchestrator_of(request).cancel(task_id, caller_of(request).actor or by)}
 
 
 @router.post(
@@ -189,6 +212,6 @@ def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
 )
 def retry(request: Request, response: Response, task_id: TaskId, by: By = None) -> dict[str, str]:
     """Enqueue a copy of a final task; the old one keeps its end, and `retry_of` of the new one names it."""
-    accepted = orchestrator_of(request).retry(task_id, by)
+    accepted = orchestrator_of(request).retry(task_id, caller_of(request).actor or by)
     response.headers["location"] = f"/tasks/{accepted.id}"
     return {"task_id": accepted.id}
