@@ -20,7 +20,8 @@ from tower.handler import Fail, Finished, Previous, Stopped
 from tower.host import lease_time, make_attempt_folder, mark
 from tower.leases import CHUNK, Claim
 from tower.lifecycle import LogPart
-from tower.settings import Settings
+from tower.masking import SHORTEST, Mask
+from tower.settings import Settings, secret
 from tower.trace import log_line
 
 #: Why an attempt must stop.
@@ -62,6 +63,8 @@ class Attempt:
         self._trusted_until = self._guarded_until = math.inf
         self._parts = itertools.count()
         self._in_hand: LogPart | None = None
+        #: Hides the secrets that the handler has asked for.
+        self.mask = Mask()
         self._stop: str | None = None
         self._woken = threading.Event()
         #: When it last said something.
@@ -156,6 +159,21 @@ class Attempt:
         if self.stop_reason:
             raise Stopped(self.stop_reason)
 
+    def secret(self, name: str) -> str:
+        """Return a secret of the worker, and hide it from now on."""
+        try:
+            value = secret(name, self._settings.secrets_dir)
+        except (OSError, UnicodeDecodeError) as error:
+            raise Fail("secret_unusable", f"The secret {name!r} cannot be read: {type(error).__name__}.", may_retry=False) from None
+        if value is None:
+            raise Fail("secret_unusable", f"There is no secret {name!r} on the worker.", may_retry=False)
+        if len(value) < SHORTEST:
+            raise Fail(
+                "secret_unusable", f"The secret {name!r} is shorter than {SHORTEST} characters: it could not be hidden.", may_retry=False
+            )
+        self.mask.add(value)
+        return value
+
     def artifact(self, name: str) -> Path:
         """Return where to write a file that shall be kept in the trace as artifacts/<name>."""
         path = self.artifacts / _checked(name)
@@ -195,7 +213,8 @@ class Attempt:
         self.heard()
         if self._logged > self._limit:
             return  # cut already: to make lines of what nobody keeps would cost a slot's time
-        lines = [log_line(at, self.attempt, piece) for line in text.splitlines() or [""] for piece in _pieces(_printable(line))]
+        said = self.mask.text(text)
+        lines = [log_line(at, self.attempt, piece) for line in said.splitlines() or [""] for piece in _pieces(_printable(line))]
         with self._buffer_lock:
             for line in lines:
                 self._add(line)

@@ -211,12 +211,15 @@ class _Output:
 
     def _take(self, text: str) -> None:
         *lines, self._rest = (self._rest + text).split("\n")
-        while len(self._rest) > _LONGEST_LINE:
+        longest = _LONGEST_LINE + self._attempt.mask.longest  # what may be the beginning of a secret waits for its end
+        while len(self._rest) > longest:
+            self._rest = self._attempt.mask.text(self._rest)
             lines.append(self._rest[:_LONGEST_LINE])
             self._rest = self._rest[_LONGEST_LINE:]
         if lines:
             self._say(lines)
 
     def _say(self, lines: list[str]) -> None:
-        self._attempt.log("\n".join(lines))
-        self._tail.extend(lines)
+        said = self._attempt.mask.text("\n".join(lines))
+        self._attempt.log(said)
+        self._tail.extend(said.split("\n"))

@@ -193,7 +193,7 @@ class Runner:
         try:
             kind = self._registry.get(attempt.claim.type)
             result = kind.function(kind.check(json.loads(attempt.claim.payload)), attempt)
-            outcome = self._succeeded(result)
+            outcome = self._succeeded(attempt.mask.value(result))
         except InvalidTask as error:
             outcome = _failed(error.code, error.message, may_retry=False)
         except Stopped as stopped:
@@ -205,7 +205,7 @@ class Runner:
         except BaseException as error:  # whatever a handler raises, SystemExit too, is the task's failure and not the worker's
             attempt.log(traceback.format_exc())
             outcome = _failed("handler_error", f"{type(error).__name__}: {error}")
-        return _as_type_says(kind, _stopped(attempt, outcome))
+        return _as_type_says(kind, _stopped(attempt, replace(outcome, error=attempt.mask.value(outcome.error))))
 
     def _succeeded(self, result: object) -> Outcome:
         try:
@@ -296,8 +296,10 @@ class Runner:
             if files:
                 db.unit(partial(leases.forget_artifacts, attempt.claim), patience_s=self._settings.lease_s)
             for name, path in files.items():
-                for part, data in enumerate(_parts(path)):
-                    db.unit(partial(leases.keep_artifact, attempt.claim, name, part, data), patience_s=self._settings.lease_s)
+                for part, data in enumerate(attempt.mask.stream(_parts(path))):
+                    db.unit(
+                        partial(leases.keep_artifact, attempt.claim, attempt.mask.text(name), part, data), patience_s=self._settings.lease_s
+                    )
                     fault("artifact.after_commit")
         except Fail as failure:
             problem = _failed(failure.code, failure.message, may_retry=False)

@@ -51,7 +51,7 @@ def history(stack: Stack, finished: int, tasks: int) -> Figures:
         "list": "/tasks?limit=100",
         "by status": "/tasks?status=failed&limit=100",
         "by type": "/tasks?type=echo&status=succeeded&limit=100",
-        "deep page": f"/tasks?limit=100&before={_middle(stack)}",
+        "deep page": f"/tasks?limit=100&cursor={_middle(stack)}",
         "task": f"/tasks/{newest}",
         "why": f"/tasks/{newest}/why",
         "health": "/health/ready",
@@ -78,7 +78,7 @@ def _make_history(stack: Stack, finished: int) -> None:
             if db.is_postgres()
             else f"WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < {finished}) SELECT n FROM c"
         )
-        made = "substr(id, 1, 8) || lpad(CAST(n AS text), 24, '0')" if db.is_postgres() else "substr(id, 1, 8) || printf('%024d', n)"
+        made = "substr(id, 1, 24) || lpad(CAST(n AS text), 12, '0')" if db.is_postgres() else "substr(id, 1, 24) || printf('%012d', n)"
         back = f"(n % {2 * 86_400})"
         changed = {
             "id": made,

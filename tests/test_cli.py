@@ -520,3 +520,93 @@ def test_what_is_limited_or_paused_is_listed_and_explained(run: Run) -> None:
     run("limit", "rate", "api:git hub", "--off")
     assert run("rules").out == ""
     assert run("limit", "queue", "defualt", "--max-running", "1").err.endswith("(queue_not_found)\n")
+
+
+def test_keys_are_made_listed_and_revoked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key alone is on standard output, for a script to keep."""
+    made = run("keys", "create", "ci", "--role", "operator", "--type", "echo", "--label", "team=a", "--expires-in", "90d")
+    key = made.id
+    assert re.fullmatch(r"twr_[0-9a-f]{10}_[\w-]{43}", key) and "told this once" in made.err
+    monkeypatch.setenv("TOWER_KEY", key)
+    assert re.search(r"limited to: +echo team=a", run("me").out)
+    refused = run("enqueue", "sleep")
+    assert (refused.code, "(key_limited)" in refused.err) == (1, True)
+    assert run("keys", "list").err.endswith("(role_required)\n")
+    monkeypatch.delenv("TOWER_KEY")
+    assert re.search(rf"^{key[:14]}  ci    operator  echo team=a  .* until ", run("keys", "list").out, re.MULTILINE)
+    assert key[15:] not in run("keys", "list", "--json").out
+    assert run("keys", "revoke", key).out == f"The key {key[:14]} opens nothing any more.\n"
+    assert " revoked " in run("keys", "list").out
+    monkeypatch.setenv("TOWER_KEY", key)
+    told = run("me")
+    assert (told.code, "(key_revoked)" in told.err, key in told.err) == (1, True, False)
+    monkeypatch.delenv("TOWER_KEY")
+    assert "POST /access/keys" in run("audit").out
+    assert run("audit", "--json", "--limit", "1").document["entries"][0]["action"] == f"DELETE /access/keys/{key[:14]}"
+    assert run("keys", "create", "x", "--role", "viewer", "--expires-in", "soon").code == 2
+
+
+def test_the_whole_tower_is_looked_at(run: Run) -> None:
+    """Its task types, workers, queues and what is active; as tables and as JSON."""
+    task_id = run("enqueue", "sleep", "--payload", '{"seconds": 30}').id
+    wait_for("it to run", lambda: run("show", task_id, "--json").document["status"] == "running")
+    assert re.search(r"^echo +default +60s +Return the payload", run("handlers").out, re.MULTILINE)
+    assert "payload_schema" in run("handlers", "--json").document["handlers"][0]
+    assert [worker["running"] for worker in run("workers", "--json").document["workers"]] == [1]
+    assert re.search(r" +1 +8 +default ", run("workers").out)
+    assert re.search(r"^default +0 +0 +1 +open$", run("queues").out, re.MULTILINE)
+    seen = run("watch", "--once")
+    assert seen.out.startswith("ready: 8 slots of 1 worker\n")
+    assert re.search(rf"^{task_id}  running  sleep", seen.out, re.MULTILINE)
+    assert [task["id"] for task in run("watch", "--once", "--json").document["active"]] == [task_id]
+    assert "\x1b" not in seen.out, "no colours, and nothing is cleared where there is no terminal"
+    run("cancel", task_id)
+
+
+def test_watching_goes_on_until_ctrl_c(run: Run, server: Processes) -> None:
+    """One look below the other where there is no terminal."""
+    watching = server.spawn(TOWER, "watch", "--every", "0.2", "--url", server.url, stdout=subprocess.PIPE)
+    assert watching.stdout
+    seen = 0
+    while seen < 3:
+        seen += watching.stdout.readline().startswith("ready:")
+    watching.send_signal(signal.SIGINT)
+    watching.communicate(timeout=20)
+    assert watching.returncode == 130
+
+
+def test_ctrl_c_leaves_the_task_running_and_says_how_to_follow_it(run: Run, server: Processes) -> None:
+    """Only the wait for it is over."""
+    wait = ("enqueue", "sleep", "--payload", '{"seconds": 30}', "--wait", "--url", server.url)
+    waiting = server.spawn(TOWER, *wait, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert waiting.stdout
+    task_id = waiting.stdout.readline().strip()
+    while "to go" not in waiting.stdout.readline():
+        pass
+    waiting.send_signal(signal.SIGINT)
+    _, err = waiting.communicate(timeout=20)
+    assert waiting.returncode == 130
+    assert (
+        err.strip()
+        == f"tower: Task {task_id} goes on. Follow it again with `tower logs -f {task_id}`, end it with `tower cancel {task_id}`."
+    )
+    assert run("show", task_id, "--json").document["status"] == "running"
+    run("cancel", task_id)
+
+
+def test_a_shell_completes_commands(run_local: Run) -> None:
+    """By what `tower completion` prints."""
+    assert "_TOWER_COMPLETE=bash_complete" in run_local("completion", "bash").out
+    asked = {**os.environ, "_TOWER_COMPLETE": "bash_complete", "COMP_WORDS": "tower en", "COMP_CWORD": "1"}
+    done = subprocess.run([Path(sys.executable).parent / "tower"], env=asked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "plain,enqueue\n"
+
+
+def test_the_page_is_opened_in_the_browser(run_local: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its address is printed, for where there is none."""
+    opened = list[str]()
+    monkeypatch.setattr(click, "launch", opened.append)
+    monkeypatch.setenv("TOWER_URL", "http://127.0.0.1:9")
+    assert run_local("open").out == "http://127.0.0.1:9/\n"
+    assert run_local("open", "0192f0c1-2345-7abc-8def-0123456789ab").code == 0
+    assert opened == ["http://127.0.0.1:9/", "http://127.0.0.1:9/tasks/0192f0c1-2345-7abc-8def-0123456789ab"]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 #: Lower may not import higher; names on one level may import each other only downwards in this order.
 LEVELS = [
     ["tower", "tower.errors", "tower.faults", "tower.proc"],
-    ["tower.settings", "tower.jsontext", "tower.host", "tower.group", "tower.errands"],
+    ["tower.settings", "tower.masking", "tower.jsontext", "tower.host", "tower.group", "tower.errands"],
     ["tower.log", "tower.lifeline", "tower.folder"],
     ["tower.trouble"],
     ["tower.db"],
@@ -29,7 +29,7 @@ LEVELS = [
     ["tower.orchestrator"],
     ["actors"],
     ["tower.api", "tower.client"],
-    ["tower.cli_options", "tower.cli_backup", "tower.cli_rules"],
+    ["tower.cli_options", "tower.cli_access", "tower.cli_backup", "tower.cli_fleet", "tower.cli_rules"],
     ["tower.main", "tower.actors", "tower.cli", "tower.cli_trace", "devops_control_tower"],
 ]
 DOORS = {"tower.main", "tower.actors", "tower.cli", "tower.cli_trace"}

@@ -128,13 +128,15 @@ def test_every_documented_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> N
     """A value that cannot be used shows that it was looked at; one that can arrives."""
     monkeypatch.setenv("TRACE_DIR", "elsewhere")
     monkeypatch.setenv("TOWER_RUN_DIR", "run")
+    monkeypatch.setenv("TOWER_SECRETS_DIR", "secrets")
     monkeypatch.setenv("HOST", "127.0.0.2")
     monkeypatch.setenv("TOWER_ALLOWED_HOSTS", "a.example, B.example")
     found = load()
-    assert (str(found.trace_dir), str(found.run_dir), found.host) == ("elsewhere", "run", "127.0.0.2")
+    assert (str(found.trace_dir), str(found.run_dir), str(found.secrets_dir), found.host) == ("elsewhere", "run", "secrets", "127.0.0.2")
     assert found.allowed_hosts == ("a.example", "b.example")
 
-    rest = [env_name(field) for field in Settings.model_fields if field not in ("trace_dir", "run_dir", "host", "allowed_hosts")]
+    taken = ("trace_dir", "run_dir", "secrets_dir", "host", "allowed_hosts")
+    rest = [env_name(field) for field in Settings.model_fields if field not in taken]
     for name in rest:
         monkeypatch.setenv(name, "?")
     said = refusal()

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import click
 
-from tower import __version__, cli_backup, cli_rules, cli_trace, jsontext, present
+from tower import __version__, cli_access, cli_backup, cli_fleet, cli_rules, cli_trace, jsontext, present
 from tower.cli_options import as_json, asks, by, labels, task_id
 from tower.client import Client, Unreachable
 from tower.errors import SettingsError, TowerError
@@ -155,9 +155,13 @@ def _tell_id(task_id: str, as_json: bool, **more: Any) -> None:
 
 
 def _wait(client: Client, task_id: str, as_json: bool) -> int:
-    for line in client.follow(task_id):
-        if not as_json:
-            click.echo(present.log_line(line))
+    try:
+        for line in client.follow(task_id):
+            if not as_json:
+                click.echo(present.log_line(line))
+    except KeyboardInterrupt:
+        _complain(f"Task {task_id} goes on. Follow it again with `tower logs -f {task_id}`, end it with `tower cancel {task_id}`.")
+        raise
     task = client.task(task_id)
     if as_json:
         click.echo(present.document(task))
@@ -271,6 +275,8 @@ def _tell_many(told: dict[str, Any], done: str, as_json: bool) -> None:
     click.echo(f"tower: {count} {'task' if count == 1 else 'tasks'} {would}{done}.", err=True)
 
 
+cli_access.add_to(cli)
 cli_backup.add_to(cli)
+cli_fleet.add_to(cli)
 cli_rules.add_to(cli)
 cli_trace.add_to(cli)

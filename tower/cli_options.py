@@ -23,7 +23,8 @@ def asks(command: Command) -> Command:
     @as_json
     @functools.wraps(command)
     def with_client(*args: Any, url: str | None, **options: Any) -> int | None:
-        with Client(load(url=url).url) as client:
+        settings = load(url=url)
+        with Client(settings.url, key=settings.key.get_secret_value() if settings.key else None) as client:
             return command(client, *args, **options)
 
     return with_client

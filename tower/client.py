@@ -1,7 +1,9 @@
 """A client of a running tower: one method per question, documents as the API answers them."""
 
 import json
+import math
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,7 @@ import httpx2
 
 from tower import jsontext
 from tower.errors import TowerError
+from tower.models import FINAL
 from tower.settings import mask_url
 
 Document = dict[str, Any]
@@ -23,14 +26,22 @@ _SILENCE = httpx2.Timeout(40, connect=5)
 _PAGE = 500
 _RESUME_TRIES = 60
 _RESUME_PAUSE_S = 1.0
+#: How long a request is repeated that the tower could not take, and the pause after the first time, which doubles.
+_PATIENCE_S, _PAUSE_S, _LONGEST_PAUSE_S = 30.0, 0.25, 5.0
+#: What a tower, or a proxy before it, answers that has not done anything.
+_NOT_NOW = (429, 502, 503, 504)
+#: Codes of answers after which nobody knows whether a change was made.
+_MAY_HAVE_BEEN_DONE = ("stopping", "not_a_tower")
 
 
 class Refused(TowerError):
     """The tower answered with an error; code and message are its own."""
 
-    def __init__(self, message: str, *, code: str, status: int) -> None:
+    def __init__(self, message: str, *, code: str, status: int, retry_after_s: float | None = None) -> None:
         super().__init__(message, code=code)
         self.status = status
+        #: How long the tower asks to wait, in seconds.
+        self.retry_after_s = retry_after_s
 
 
 class Unreachable(TowerError):
@@ -41,12 +52,25 @@ class Unreachable(TowerError):
 
 
 class Client:
-    """Talks to the tower at a URL; every method raises Refused or Unreachable."""
+    """Talks to the tower at a URL; every method raises Refused or Unreachable.
 
-    def __init__(self, url: str) -> None:
+        with Client("http://127.0.0.1:8000", key="twr_…") as tower:
+            task_id, _ = tower.enqueue({"type": "echo", "payload": {"hello": "tower"}})
+            for line in tower.follow(task_id):
+                print(line)
+            print(tower.wait(task_id)["result"])
+
+    While the tower restarts, is busy or asks to wait, requests are repeated for `patience_s` seconds, if that can do nothing twice; one
+    that nobody has ever answered is not. A task is enqueued under an idempotency key of its own, so it is made once whatever happens.
+    """
+
+    def __init__(self, url: str, *, key: str | None = None, patience_s: float = _PATIENCE_S) -> None:
         self._url = url
+        self._patience_s = patience_s
+        self._has_answered = False
         # Proxies of the environment are for the world outside; a tower is spoken to directly.
-        self._http = httpx2.Client(base_url=url, timeout=_TIMEOUT, trust_env=False)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx2.Client(base_url=url, timeout=_TIMEOUT, trust_env=False, headers=headers)
 
     def __enter__(self) -> "Client":
         return self
@@ -56,9 +80,22 @@ class Client:
 
     def enqueue(self, spec: Document) -> tuple[str, bool]:
         """Enqueue a task; return its id, and False if an earlier request with its idempotency key made it. Raises BadJson as well."""
-        body = jsontext.dumps(spec).encode()
+        is_named = spec.get("idempotency_key") is not None
+        body = jsontext.dumps(spec if is_named else {**spec, "idempotency_key": f"client-{uuid.uuid4()}"}).encode()
         answer = self._ask("POST", "/tasks/enqueue", content=body, headers={"content-type": "application/json"})
-        return str(self._read(answer, "task_id")["task_id"]), answer.status_code == 202
+        return str(self._read(answer, "task_id")["task_id"]), answer.status_code == 202 or not is_named
+
+    def wait(self, task_id: str, *, timeout_s: float | None = None) -> Document:
+        """Return the task when it has ended; raise TimeoutError after `timeout_s`, which leaves it as it is."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        pause = 0.1
+        while (found := self.task(task_id))["status"] not in FINAL:
+            left = math.inf if deadline is None else deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"Task {task_id} is {found['status']} after {timeout_s:g} s; it goes on.")
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, 2.0)
+        return found
 
     def task(self, task_id: str) -> Document:
         """Return everything known about a task."""
@@ -81,7 +118,7 @@ class Client:
 
     def retry(self, task_id: str, by: str | None = None) -> str:
         """Enqueue a final task again; return the id of the new task."""
-        answer = self._ask("POST", f"/tasks/{task_id}/retry", params={"by": by} if by else None)
+        answer = self._ask("POST", f"/tasks/{task_id}/retry", params={"by": by} if by else None, repeats=False)
         return str(self._read(answer, "task_id")["task_id"])
 
     def cancel_all(self, chosen: Document, *, dry_run: bool = False, by: str | None = None) -> Document:
@@ -94,7 +131,8 @@ class Client:
 
     def _change(self, what: str, chosen: Document, dry_run: bool, by: str | None) -> Document:
         body = {"filter": {name: value for name, value in chosen.items() if value}, "dry_run": dry_run, "by": by}
-        return self._read(self._ask("POST", f"/tasks/{what}", json=body, timeout=_MANY), "matched", "changed", "task_ids")
+        answer = self._ask("POST", f"/tasks/{what}", json=body, timeout=_MANY, repeats=False)  # else it could not say how many
+        return self._read(answer, "matched", "changed", "task_ids")
 
     def why(self, task_id: str) -> Document:
         """Return why a task waits and when it will start."""
@@ -156,18 +194,78 @@ class Client:
             self._check(events.response)
             yield from events
 
-    def _ask(self, method: str, path: str, **more: Any) -> httpx2.Response:
+    def me(self) -> Document:
+        """Return who the tower takes us for."""
+        return self._read(self._ask("GET", "/me"), "name", "role")
+
+    def keys(self) -> list[Document]:
+        """Return all keys, newest first."""
+        return list(self._read(self._ask("GET", "/access/keys"), "keys")["keys"])
+
+    def create_key(self, **asked: Any) -> Document:
+        """Make a key; `key` of what is returned is told this once."""
+        return self._read(self._ask("POST", "/access/keys", json=asked, repeats=False), "id", "key")
+
+    def revoke_key(self, key_id: str) -> Document:
+        """Let a key open nothing any more."""
+        return self._read(self._ask("DELETE", f"/access/keys/{quote(key_id)}"), "id")
+
+    def audit(self, limit: int) -> list[Document]:
+        """Return up to 500 of the last changes, newest first."""
+        return list(self._read(self._ask("GET", "/access/audit", params={"limit": limit}), "entries")["entries"])
+
+    def handlers(self) -> list[Document]:
+        """Return the task types."""
+        return list(self._read(self._ask("GET", "/handlers"), "handlers")["handlers"])
+
+    def workers(self) -> list[Document]:
+        """Return the live workers."""
+        return list(self._read(self._ask("GET", "/workers"), "workers")["workers"])
+
+    def queues(self) -> list[Document]:
+        """Return the queues and how many tasks are where."""
+        return list(self._read(self._ask("GET", "/queues"), "queues")["queues"])
+
+    def readiness(self) -> Document:
+        """Return what accepts and runs tasks right now; a tower that cannot says so, and that is no error here."""
         with self._reaching():
-            answer = self._http.request(method, path, **more)
-        self._check(answer)
-        return answer
+            return self._read(self._http.get("/health/ready"), "status", "problems")
+
+    def _ask(self, method: str, path: str, *, repeats: bool = True, **more: Any) -> httpx2.Response:
+        """Ask, and again while the tower is away or asks for that; once only if that could do something twice."""
+        deadline, pause = time.monotonic() + self._patience_s, _PAUSE_S
+        while True:
+            try:
+                with self._reaching():
+                    answer = self._http.request(method, path, **more)
+                self._check(answer)
+            except (Refused, Unreachable) as error:
+                wait = self._wait_s(error, pause, repeats)
+                if wait is None or time.monotonic() + wait > deadline:
+                    raise
+                time.sleep(wait)
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+            else:
+                self._has_answered = True
+                return answer
+
+    def _wait_s(self, error: TowerError, pause: float, repeats: bool) -> float | None:
+        """Return for how long to wait before asking again; None if that is of no use."""
+        if isinstance(error, Refused):
+            self._has_answered = True
+            if error.status not in _NOT_NOW or (not repeats and error.code in _MAY_HAVE_BEEN_DONE):
+                return None
+            return error.retry_after_s if error.retry_after_s is not None else pause
+        return pause if repeats and self._has_answered else None
 
     def _check(self, answer: httpx2.Response) -> None:
         """Raise Refused, with the reason that the problem document gives, unless the answer is a success."""
         if not answer.is_success:
             answer.read()
             problem = self._read(answer, "detail", "code")
-            raise Refused(str(problem["detail"]), code=str(problem["code"]), status=answer.status_code)
+            after = answer.headers.get("retry-after", "")
+            wait = float(after) if after.isascii() and after.isdigit() else None
+            raise Refused(str(problem["detail"]), code=str(problem["code"]), status=answer.status_code, retry_after_s=wait)
 
     def _read(self, answer: httpx2.Response, *needed: str) -> Document:
         """Return the answer's document, if it is one that a tower could have sent."""

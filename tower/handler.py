@@ -91,6 +91,10 @@ class Previous:
     log_tail: str
 
 
+#: What a value begins with that names a secret of the worker, and how such names look.
+SECRET, SECRET_NAME = "secret://", re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
+
+
 class TaskContext(Protocol):
     """What a handler is given beside its payload."""
 
@@ -104,6 +108,9 @@ class TaskContext(Protocol):
 
     def log(self, text: str) -> None:
         """Add lines to log.txt."""
+
+    def secret(self, name: str) -> str:
+        """Return a secret of the worker; from now on it is hidden in all that the task says. Raises Fail if there is none to use."""
 
     def artifact(self, name: str) -> Path:
         """Return where to write a file that shall be kept in the trace as artifacts/<name>."""

@@ -68,6 +68,66 @@ def rules(found: Sequence[dict[str, Any]]) -> str:
     return table(rows)
 
 
+def keys(found: Sequence[dict[str, Any]]) -> str:
+    """Return keys as a table."""
+    rows = [("KEY", "NAME", "ROLE", "LIMITED TO", "CREATED", "USED", "STATE")]
+    for one in found:
+        limits = " ".join([*one["types"], *(f"{name}={value}" for name, value in one["labels"].items())])
+        ends = f"until {_second(one['expires_at'])}" if one["expires_at"] else "open"
+        state = f"revoked {_second(one['revoked_at'])}" if one["revoked_at"] else ends
+        used = _second(one["used_at"]) if one["used_at"] else "never"
+        rows.append((one["id"], one["name"], one["role"], limits, _second(one["created_at"]), used, state))
+    return table(rows)
+
+
+def audit(found: Sequence[dict[str, Any]]) -> str:
+    """Return the record of who did what as a table."""
+    rows = [("AT", "WHO", "FROM", "WHAT", "")]
+    rows += [(_second(one["at"]), one["actor"], one["address"] or "", one["action"], one["target"]) for one in found]
+    return table(rows)
+
+
+def handlers(found: Sequence[dict[str, Any]]) -> str:
+    """Return task types as a table."""
+    rows = [("TYPE", "QUEUE", "TIMEOUT", "WHAT IT DOES")]
+    rows += [(one["type"], one["queue"], f"{one['timeout_s']:g}s", one["summary"]) for one in found]
+    return table(rows)
+
+
+def workers(found: Sequence[dict[str, Any]]) -> str:
+    """Return workers as a table."""
+    rows = [("WORKER", "HOST", "PID", "RUNNING", "SLOTS", "QUEUES", "STARTED")]
+    for one in found:
+        busy = str(one["running"])
+        rows.append((one["id"], one["host"], str(one["pid"]), busy, str(one["slots"]), ",".join(one["queues"]), _second(one["started_at"])))
+    return table(rows)
+
+
+def queues(found: Sequence[dict[str, Any]]) -> str:
+    """Return queues as a table."""
+    rows = [("QUEUE", "QUEUED", "DISPATCHED", "RUNNING", "STATE")]
+    for one in found:
+        counts = (str(one[name]) for name in ("queued", "dispatched", "running"))
+        rows.append((one["name"], *counts, "paused" if one["paused"] else "open"))
+    return table(rows)
+
+
+def watch(seen: dict[str, Any]) -> str:
+    """Return one look at the whole tower: its health, its queues, what is active and what has ended."""
+    health = seen["health"]
+    slots = f"{health['slots']} slots of {health['workers']} {'worker' if health['workers'] == 1 else 'workers'}"
+    lines = [f"{health['status']}: {slots}", *(f"  {problem}" for problem in health["problems"])]
+    parts = [plain_lines(lines), queues(seen["queues"])]
+    parts += [tasks(seen["active"]) if seen["active"] else "Nothing waits or runs."]
+    parts += [f"Just ended\n{tasks(seen['ended'])}"] if seen["ended"] else []
+    return "\n\n".join(parts)
+
+
+def plain_lines(lines: Iterable[str]) -> str:
+    """Return lines that cannot act on a terminal."""
+    return "\n".join(map(plain, lines))
+
+
 def why(found: dict[str, Any]) -> str:
     """Return why a task waits, a line for each thing it waits for, and when it will start."""
     lines = [f"{found['status']}: {found['summary']}", ""]

@@ -22,6 +22,8 @@ _PRIVATE = re.compile(r"^(DATABASE_URL|REDIS_URL|TRACE_DIR|HOST|PORT|TOWER_.*)$"
 _ACCOUNT = re.compile(r"(?P<user>[^:/?#]*)(?P<secret>.*)@", re.DOTALL)
 _DAY_S = 86_400
 _LONGEST_DAYS = 36_500
+#: What the names of variables begin with that hold secrets for tasks.
+_SECRET = "TOWER_SECRET_"  # noqa: S105  # a name, no secret
 _ENCODE = "percent-encode special characters in the password (@ is %40, / is %2F, # is %23, ? is %3F)"
 
 
@@ -159,6 +161,11 @@ class Settings(BaseSettings):
         validation_alias="TOWER_KEEP_AUDIT_DAYS",
         description="Days after which entries of the record of who did what are removed; 0 keeps them for ever.",
     )
+    secrets_dir: Path | None = Field(
+        None,
+        validation_alias="TOWER_SECRETS_DIR",
+        description="A folder whose files are secrets that tasks may name, as `secret://NAME`; beside the variables `TOWER_SECRET_NAME`.",
+    )
     db_pool: int = Field(32, ge=4, le=1000, validation_alias="TOWER_DB_POOL", description="Most database connections this process opens.")
     log_format: Literal["text", "json"] = Field(
         "text", validation_alias="TOWER_LOG_FORMAT", description="How the process log is written: `text` or `json`."
@@ -187,7 +194,7 @@ class Settings(BaseSettings):
     def _split(cls, value: Any) -> Any:
         return tuple(part.strip().lower() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
-    @field_validator("redis_url", "run_dir", "bootstrap_key", "session_secret", "key", mode="before")
+    @field_validator("redis_url", "run_dir", "secrets_dir", "bootstrap_key", "session_secret", "key", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return value or None
@@ -267,7 +274,8 @@ class Settings(BaseSettings):
         if self.fault:
             found.append(f"TOWER_FAULT={self.fault}: this tower breaks on purpose; unset it unless you are testing it.")
         known = {env_name(field) for field in type(self).model_fields}
-        for name in sorted(name for name in os.environ if name.startswith("TOWER_") and name not in known):
+        strange = (name for name in os.environ if name.startswith("TOWER_") and not name.startswith(_SECRET) and name not in known)
+        for name in sorted(strange):
             near = difflib.get_close_matches(name, known, n=1)
             found.append(f"{name} is not a setting.{f' Did you mean {near[0]}?' if near else ''}")
         return found
@@ -333,6 +341,20 @@ def _read_url(url: str, expected: str) -> SplitResult:
     if "@" in parts.path + parts.query.partition("=")[0] + parts.fragment:
         raise ValueError(f"there is an @ behind the host; expected {expected}, and {_ENCODE}")
     return parts
+
+
+def secret(name: str, folder: Path | None) -> str | None:
+    """Return a secret that tasks may name: TOWER_SECRET_<name>, or the file of that name in the folder, without the newline at its end.
+
+    Returns None if there is neither; raises OSError for a file that cannot be read, UnicodeDecodeError for one that is no text.
+    """
+    given = os.environ.get(f"{_SECRET}{name}")
+    if given is not None or folder is None:
+        return given
+    try:
+        return (folder / name).read_text("utf-8").removesuffix("\n")
+    except FileNotFoundError:
+        return None
 
 
 def child_environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from tower import jsontext
-from tower.handler import Fail, TaskContext, handler
+from tower.handler import SECRET, SECRET_NAME, Fail, TaskContext, handler
 
 
 def _env_name(name: str) -> str:
@@ -17,6 +17,12 @@ def _env_name(name: str) -> str:
     if name.startswith("TOWER_"):
         raise ValueError("names that start with TOWER_ are set by the tower itself; take another")
     return name
+
+
+def _env_value(value: str) -> str:
+    if value.startswith(SECRET) and not SECRET_NAME.fullmatch(value.removeprefix(SECRET)):
+        raise ValueError("should name a secret by letters, digits and '_', as in secret://GITHUB_TOKEN")
+    return value
 
 
 class CommandPayload(BaseModel):
@@ -30,8 +36,10 @@ class CommandPayload(BaseModel):
         min_length=1, max_length=4096, description="The program and its arguments, one by one."
     )
     cwd: str | None = Field(None, min_length=1, max_length=4096, description="The folder to run in; the attempt's own if absent.")
-    env: dict[Annotated[str, AfterValidator(_env_name)], str] = Field(
-        default_factory=dict, max_length=256, description="More environment variables."
+    env: dict[Annotated[str, AfterValidator(_env_name)], Annotated[str, AfterValidator(_env_value)]] = Field(
+        default_factory=dict,
+        max_length=256,
+        description="More environment variables; `secret://NAME` stands for a secret of the worker, which is hidden in all that is said.",
     )
     stdin: str | None = Field(None, description="What the program reads on its standard input.")
     artifacts: list[Annotated[str, StringConstraints(min_length=1, max_length=1000)]] = Field(
@@ -45,7 +53,8 @@ def command(payload: CommandPayload, task: TaskContext) -> dict[str, Any]:
     """Run a program without a shell; its output goes to log.txt as it comes, its exit code into the result."""
     if not payload.argv[0]:
         raise Fail("command_not_found", "argv[0] is empty; put the program's name there.")
-    ended = task.run(payload.argv, cwd=payload.cwd, env={**payload.env, **_told_of_before(task)}, stdin=payload.stdin)
+    given = {name: task.secret(value.removeprefix(SECRET)) if value.startswith(SECRET) else value for name, value in payload.env.items()}
+    ended = task.run(payload.argv, cwd=payload.cwd, env={**given, **_told_of_before(task)}, stdin=payload.stdin)
     _keep(payload, task, must_exist=ended.exit_code in payload.ok_exit_codes)
     if ended.exit_code not in payload.ok_exit_codes:
         raise Fail("exit_nonzero", _say(payload.argv[0], ended.exit_code), exit_code=ended.exit_code, tail=ended.tail)

@@ -1,15 +1,17 @@
 """http: asks a server."""
 
 import asyncio
+import re
 from typing import Annotated, Any, Literal
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from tower import __version__
-from tower.handler import Fail, Stopped, TaskContext, handler
+from tower.handler import SECRET, SECRET_NAME, Fail, Stopped, TaskContext, handler
 
 _MAX_REDIRECTS = 5
+_NAMED = re.compile(f"{SECRET}({SECRET_NAME.pattern})")
 _TICK_S = 0.1
 #: What may be told to another host than the one that was asked.
 _HARMLESS = ("user-agent", "accept", "accept-encoding", "accept-language", "content-type")
@@ -25,7 +27,9 @@ class HttpPayload(BaseModel):
     url: str = Field(max_length=8192, description="http:// or https://.")
     method: Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"] = Field("GET", description="The method.")
     headers: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$")], str] = Field(
-        default_factory=dict, max_length=100, description="More request headers."
+        default_factory=dict,
+        max_length=100,
+        description="More request headers; `secret://NAME` in one stands for a secret of the worker, which is hidden in all that is said.",
     )
     body: str | None = Field(None, description="The request's body, as text.")
     expect_status: list[Annotated[int, Field(ge=100, le=599)]] = Field(
@@ -56,8 +60,9 @@ class HttpPayload(BaseModel):
 @handler("http", payload=HttpPayload, timeout_s=60)
 def http(payload: HttpPayload, task: TaskContext) -> dict[str, Any]:
     """Send one HTTP request and check the answer's status; the whole exchange ends with timeout_s."""
+    told = {name: _NAMED.sub(lambda found: task.secret(found[1]), value) for name, value in payload.headers.items()}
     try:
-        answer = asyncio.run(_exchange(payload, task))
+        answer = asyncio.run(_exchange(payload.model_copy(update={"headers": told}), task))
     except httpx2.HTTPError as error:
         raise Fail("http_error", f"{type(error).__name__}: {error}") from None
     task.log(f"{payload.method} {_place(payload.url)} answered {answer['status']}")
