@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -610,3 +611,34 @@ def test_the_page_is_opened_in_the_browser(run_local: Run, monkeypatch: pytest.M
     assert run_local("open").out == "http://127.0.0.1:9/\n"
     assert run_local("open", "0192f0c1-2345-7abc-8def-0123456789ab").code == 0
     assert opened == ["http://127.0.0.1:9/", "http://127.0.0.1:9/tasks/0192f0c1-2345-7abc-8def-0123456789ab"]
+
+
+def _examples() -> list[str]:
+    """Every line that docs/cli.md shows, and every example of a help text, that a running tower can answer."""
+    shown = re.findall(r"^    (tower .+?)(?: +#.*)?$", (Path(__file__).parent.parent / "docs" / "cli.md").read_text(), re.MULTILINE)
+    groups = [cli, *(command for command in cli.commands.values() if isinstance(command, click.Group))]
+    helps = [command.epilog or "" for group in groups for command in group.commands.values()]
+    lines = dict.fromkeys([*shown, *(text.removeprefix("Example: ") for text in helps)])
+    others = ("up", "worker", "restore", "open")  # they start something, or take a tower that stands still
+    return [line for line in lines if line.startswith("tower ") and line.split()[1] not in others]
+
+
+@pytest.mark.parametrize("example", _examples())
+def test_an_example_works_as_it_is_written(run: Run, server: Processes, monkeypatch: pytest.MonkeyPatch, example: str) -> None:
+    """Of docs/cli.md and of the help texts, each on tasks that are as it means."""
+    for name in ("DATABASE_URL", "TRACE_DIR"):
+        monkeypatch.setenv(name, server.environment[name])
+    Path("request.json").write_text(json.dumps({"url": f"{server.url}/health"}))
+    known = "0192f0c1-2345-7abc-8def-0123456789ab"
+    later = ["--not-before", "2500-01-01T00:00:00Z"] if " cancel " in example else ["--wait"]
+    if known in example:
+        task = run("enqueue", "echo", *later)
+        example = example.replace(known, task.out.split()[0])
+    if "twr_0123456789" in example:
+        example = example.replace("twr_0123456789", run("keys", "create", "x", "--role", "viewer").out[:14])
+    asked = shlex.split(example)[1:] + (["--once"] if " watch" in example else [])
+    told = run(*asked)
+    # What they wait for may fail, and differences may be found: here is no repository, and other tests leave things behind.
+    assert told.code in ((0, 1) if "--wait" in asked or "fsck" in asked else (0,)), told.err
+    if "pause" in asked:
+        run("resume", *[word for word in asked[1:] if not word.startswith("-")][:2])
