@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 #: Lower may not import higher; names on one level may import each other only downwards in this order.
 LEVELS = [
     ["tower", "tower.errors", "tower.faults", "tower.proc"],
-    ["tower.settings", "tower.masking", "tower.jsontext", "tower.host", "tower.group", "tower.errands"],
+    ["tower.settings", "tower.keeper", "tower.masking", "tower.jsontext", "tower.host", "tower.group", "tower.errands"],
     ["tower.log", "tower.lifeline", "tower.folder"],
     ["tower.trouble"],
     ["tower.db"],

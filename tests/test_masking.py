@@ -11,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from actors.attempt import Attempt
+from tests import rows as r
 from tests.conftest import Tower
 from tower import db
 from tower.masking import HIDDEN, SHORTEST, Mask
 from tower.models import TABLES
+from tower.settings import Settings
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), max_size=30)
 _SECRETS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), min_size=SHORTEST, max_size=60)
@@ -107,7 +110,7 @@ for text in (secret, json.dumps(secret), json.dumps(json.dumps(secret)), urllib.
     print("said:", text, flush=True)
 sys.stdout.write(secret[:9]); sys.stdout.flush(); time.sleep(0.3); print(secret[9:], flush=True)
 sys.stdout.buffer.write(data[:20]); sys.stdout.flush(); time.sleep(0.1); sys.stdout.buffer.write(data[20:] + b"\\n")
-print("x" * 16380 + secret + "y" * 40_000)
+sys.stdout.write("x" * 16380 + secret[:9]); sys.stdout.flush(); time.sleep(0.3); print(secret[9:] + "y" * 40_000)
 open("kept.txt", "w").write("z" * 300_000 + secret + json.dumps(secret))
 print(secret, file=sys.stderr)
 sys.exit(int(sys.argv[1]))
@@ -146,9 +149,29 @@ def test_a_secret_of_a_command_is_nowhere_to_be_found(
     data = planted.encode()
     forms = {form: text for form, text in printed(planted).items() if form != "repr"}
     forms |= {"half": planted[:16], "base64 of half": base64.b64encode(data).decode()[:16], "hex of half": data.hex()[:30]}
+    forms |= {"the other half": planted[8:], "its hex": data.hex()[30:]}
     for form, text in forms.items():
         assert not [place for place in texts if text.strip() in place], form
     assert "secret://PLANTED" in texts[0]
+
+
+def test_a_handler_of_ones_own_hides_what_it_asked_for(rows: Settings, planted: str) -> None:
+    """In its log from then on, wherever it says it."""
+    attempt = Attempt(r.running(), rows)
+    assert attempt.secret("PLANTED") == planted
+    attempt.log(f"the token is {planted}.\nAgain: {json.dumps(planted)}")
+    assert [line.partition("] ")[2] for part in attempt.take_tail() for line in part.text.splitlines()] == [
+        "the token is ***.",
+        'Again: "***"',
+    ]
+
+
+def test_what_is_told_of_the_end_of_an_output_does_not_begin_in_a_secret(sqlite_tower: Tower, planted: str) -> None:
+    """It is cut to some thousand characters, which could leave half of one."""
+    program = "import os; print(os.environ['KEY'] + 'x' * 3990); raise SystemExit(3)"
+    payload = {"argv": ["python3", "-c", program], "env": {"KEY": "secret://PLANTED"}}
+    error = sqlite_tower.wait(sqlite_tower.enqueue("command", payload))["error"]
+    assert error["details"]["tail"].strip("x") in ("***", "**", "*", "")
 
 
 def test_a_secret_comes_from_a_file_as_well(sqlite_tower: Tower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """Door 3, the command `tower`: starts the server and workers, and talks to a running tower."""
 
 import io
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from uuid import UUID
 
 import click
 
-from tower import __version__, cli_access, cli_backup, cli_fleet, cli_rules, cli_trace, jsontext, present
+from tower import __version__, cli_access, cli_backup, cli_fleet, cli_rules, cli_trace, jsontext, keeper, log, present
 from tower.cli_options import as_json, asks, by, labels, task_id
 from tower.client import Client, Unreachable
+from tower.db import open_database
 from tower.errors import SettingsError, TowerError
 from tower.models import BROKEN, STATUSES, SUCCEEDED
 from tower.settings import load
@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a log may hold what the terminal's encoding does not
     args = list(sys.argv[1:] if args is None else args)
     try:
-        jsontext.check(args)  # an argument may hold bytes that are no text
+        _check_text(args)
         return int(cli.main(args, prog_name="tower", standalone_mode=False) or 0)
     except click.Abort:
         return INTERRUPTED
@@ -40,6 +40,13 @@ def main(args: Sequence[str] | None = None) -> int:
     except TowerError as error:
         _complain(f"{error.message} ({error.code})")
         return 2 if isinstance(error, SettingsError) else 3 if isinstance(error, Unreachable) else 1
+
+
+def _check_text(args: Sequence[str]) -> None:
+    try:
+        jsontext.check(args)
+    except jsontext.BadJson:
+        raise click.UsageError("An argument holds bytes that are not UTF-8; give a payload from a file, by --payload-file.") from None
 
 
 def _complain(text: str) -> None:
@@ -63,15 +70,18 @@ def up(host: str | None, port: int | None) -> int:
 
 
 @cli.command(epilog="Example: tower worker --processes 2 --threads 8")
-@click.option("--processes", type=click.IntRange(1), help="Worker processes; dramatiq's default if absent.")
-@click.option("--threads", type=click.IntRange(1), help="Tasks that each process runs at once; dramatiq's default if absent.")
-def worker(processes: int | None, threads: int | None) -> None:
-    """Run workers for a tower whose broker is at REDIS_URL."""
-    if load().embedded:
+@click.option("--processes", type=click.IntRange(1, 256), help="Worker processes; one for each core if absent.")
+@click.option("--threads", type=click.IntRange(1, 256), help="Tasks that each process runs at once; 8 if absent.")
+def worker(processes: int | None, threads: int | None) -> int:
+    """Run workers for a tower whose broker is at REDIS_URL.
+
+    A worker process that ends by itself is started again; the others go on with what they run.
+    """
+    settings = load()
+    if settings.embedded:
         raise SettingsError("A worker of its own needs REDIS_URL; without it the server runs the tasks itself (`tower up`).")
-    given = {"--processes": processes, "--threads": threads}
-    options = [part for name, value in given.items() if value for part in (name, str(value))]
-    os.execv(sys.executable, [sys.executable, "-m", "dramatiq", "tower.actors", *options])  # noqa: S606  # no shell is wanted
+    log.configure(settings)
+    return keeper.keep(processes, threads)
 
 
 @cli.command(epilog="Example: PORT=8080 tower check")
@@ -89,6 +99,7 @@ def check(as_json: bool) -> None:
         click.echo(present.settings(masked))
         for warning in warnings:
             click.echo(f"warning: {present.plain(warning)}")
+    open_database(settings)  # refuses what the server would; it connects when first used
 
 
 @cli.command(epilog="Example: tower enqueue command --wait --cwd . -- git log -3")
@@ -104,6 +115,10 @@ def check(as_json: bool) -> None:
 @click.option("--max-attempts", type=int, help="Attempts that may fail; 1 makes it at most once.")
 @click.option("--idempotency-key", metavar="KEY", help="The same key and task give the same id.")
 @click.option("--concurrency-key", metavar="KEY", help="Tasks with the same key run one after the other.")
+@click.option("--concurrency-limit", type=click.IntRange(1), help="Or so many of them at once.")
+@click.option("--silence-s", type=float, help="Seconds without output after which it is timed out.")
+@click.option("--expires-at", metavar="TIME", help="Give it up if it has not started by this time.")
+@click.option("--parent-id", metavar="ID", help="The task that asks for it; it joins its tree.")
 @labels
 @click.option("--requested-by", metavar="NAME", help="Who or what asks for it.")
 @click.option("--wait", is_flag=True, help="Follow the log to the end; succeed only if the task does.")

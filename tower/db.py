@@ -335,7 +335,7 @@ class _File:
         except OSError as error:
             if self._opened is None:
                 return  # it is about to be made
-            raise peewee.OperationalError(f"the file {self._path} is gone; stop the tower, put it back and start again") from error
+            raise peewee.OperationalError(f"the file {self._path} is gone; put it back, and the tower goes on") from error
         now = (found.st_dev, found.st_ino)
         self._opened = self._opened or now
         if now != self._opened:

@@ -85,7 +85,7 @@ FAILURES: dict[str, str] = {
     "cancelled": "Somebody asked for it to stop; retry it if that was a mistake.",
     "worker_lost": "Look at what it did and at its worker's log and memory, then retry; with max_attempts=1 one lost worker is the end.",
     "secret_unusable": "Set TOWER_SECRET_<name> where workers run, or put a file of that name in TOWER_SECRETS_DIR; 8 characters or more.",
-    "exit_nonzero": "The command ran and failed; its last lines are in error.tail, the rest in log.txt.",
+    "exit_nonzero": "The command ran and failed; its last lines are with the error, as `tail`, the rest in log.txt.",
     "command_not_found": "Check argv[0] and the worker's PATH.",
     "command_not_started": "The worker could not start the program; check cwd and permissions.",
     "unexpected_status": "The server answered with another status than expect_status; the answer is in error.",

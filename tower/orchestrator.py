@@ -156,6 +156,9 @@ class EnhancedOrchestrator:
         except InvalidTask as error:
             error.field = f"{where}{error.field}"
             raise
+        if spec.expires_at and spec.not_before and spec.expires_at <= spec.not_before:
+            said = f"expires_at={spec.expires_at} is not after not_before={spec.not_before}: it could never start. Give a later one."
+            raise InvalidTask(said, code="invalid_field", field=f"{where}expires_at")
         task_id = new_id()
         return NewTask(
             id=task_id,
@@ -242,6 +245,8 @@ class EnhancedOrchestrator:
                 raise Unavailable(wrong)
             if not workers:
                 problems.append("No worker is alive: tasks are accepted and wait; start one with `tower worker`.")
+            elif not told["slots"]:
+                problems.append("Every worker is stopping: tasks are accepted and wait for others to start.")
             if untraced := db.read(queries.trace_errors, patience_s=1.0):
                 problems.append(trace.explain_delay(untraced))
         except TowerError as error:
@@ -250,7 +255,8 @@ class EnhancedOrchestrator:
         broken = self._nudger.ping()
         if broken:
             told["broker"] = "down"
-            problems.append(f"The broker does not answer ({broken}): tasks are accepted and start up to two seconds late.")
+            then = "start up to two seconds late" if told["slots"] else "wait"
+            problems.append(f"The broker does not answer ({broken}): tasks are accepted and {then}.")
         told["status"] = "unavailable" if told["database"] == "down" else "degraded" if problems else "ready"
         return {"status": told.pop("status"), **told, "problems": problems}
 

@@ -10,8 +10,8 @@ _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _RESET = "\x1b[0m"
 
-_FACTS = ("id", "type", "title", "requested_by", "queue", "concurrency_key", "parent_id", "retry_of")
-_TIMES = ("not_before", "created_at", "started_at", "finished_at")
+_FACTS = ("id", "type", "title", "requested_by", "queue", "concurrency_key", "parent_id", "correlation_id", "retry_of")
+_TIMES = ("not_before", "expires_at", "created_at", "started_at", "finished_at")
 
 
 def plain(text: Any) -> str:

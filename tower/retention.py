@@ -84,6 +84,8 @@ class Retention:
                 self._stuck.add(task_id)
             if time.monotonic() > until:
                 break
+        if ids:
+            _log.info("tasks that ended long ago were removed", extra={"fields": {"count": len(ids) - len(self._stuck.intersection(ids))}})
         if len(ids) == _STEP:
             return True
         self._stuck.clear()  # to be tried again in a minute

@@ -94,7 +94,7 @@ def _has_ended(row: Row) -> Link:
     return Link(
         row["status"],
         f"it ended as {row['status']}{code} at {rfc3339(row['finished_at'])}",
-        "nothing: POST /tasks/{task_id}/retry makes a new task of it",
+        f"nothing: POST /tasks/{row['id']}/retry makes a new task of it",
     )
 
 

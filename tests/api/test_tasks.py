@@ -467,3 +467,12 @@ def test_who_asks_is_one_line(api: Tower, by: str) -> None:
     for verb in ("cancel", "retry"):
         is_problem(api.client.post(f"/tasks/{task_id}/{verb}", params={"by": by}), 422, "invalid_field")
     assert api.task(task_id)["status"] == "queued"
+
+
+def test_a_task_that_could_never_start_is_refused(api: Tower) -> None:
+    """Rather than kept waiting for a moment after its last one."""
+    times = {"not_before": "2032-01-01T00:00:00Z", "expires_at": "2031-01-01T00:00:00Z"}
+    answer = api.client.post("/tasks/enqueue/batch", json={"tasks": [{"type": "echo"}, {"type": "echo", **times}]})
+    told = is_problem(answer, 422, "invalid_field")
+    assert told["field"] == "tasks.1.expires_at"
+    assert "it could never start" in told["detail"]
