@@ -116,7 +116,7 @@ class _Sqlite(PooledSqliteDatabase):
         with self._pool_lock:
             if self._writes and self._pen:
                 session, self._pen = self._pen, None
-                self._in_use[self.conn_key(session)] = PoolConnection(time.time(), session, time.time())
+                self._in_use[self.conn_key(session)] = PoolConnection(time.monotonic(), session, time.monotonic())
                 return session
             return super()._connect()  # type: ignore[no-any-return]
 
