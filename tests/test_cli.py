@@ -583,8 +583,8 @@ def test_the_whole_tower_is_looked_at(run: Run) -> None:
     assert re.search(r"^default +[01] +0 +1 +open$", run("queues").out, re.MULTILINE)
     seen = run("watch", "--once")
     assert seen.out.startswith("ready: 8 slots of 1 worker\n")
-    assert re.search(rf"^{task_id}  running  sleep", seen.out, re.MULTILINE)
-    assert [task["id"] for task in run("watch", "--once", "--json").document["active"]] == [task_id]
+    assert re.search(rf"^{task_id}  running +sleep", seen.out, re.MULTILINE)
+    assert task_id in [task["id"] for task in run("watch", "--once", "--json").document["active"]]
     assert "\x1b" not in seen.out, "no colours, and nothing is cleared where there is no terminal"
     run("cancel", task_id)
 
