@@ -73,9 +73,13 @@ def test_every_route_of_the_app_has_a_rule_and_every_rule_a_route(app: FastAPI) 
 
 
 @pytest.mark.parametrize(("path", "method"), OTHERS)
-@pytest.mark.parametrize("who", ["nobody", "a wrong key", "a revoked key", "an expired key", *ROLES])
-def test_a_route_takes_who_its_rule_says_and_nobody_else(client: TestClient, path: str, method: str, who: str) -> None:
+def test_a_route_takes_who_its_rule_says_and_nobody_else(client: TestClient, path: str, method: str) -> None:
     """Before anything of the request is looked at."""
+    for who in ("nobody", "a wrong key", "a revoked key", "an expired key", *ROLES):
+        _is_taken_as_ruled(client, path, method, who)
+
+
+def _is_taken_as_ruled(client: TestClient, path: str, method: str, who: str) -> None:
     headers = {}
     if who in ROLES:
         headers = shown(made(who))
@@ -87,7 +91,7 @@ def test_a_route_takes_who_its_rule_says_and_nobody_else(client: TestClient, pat
         headers = shown(key)
     elif who == "an expired key":
         key = made(ADMIN, expires_at=db.read(db.clock) + 60)
-        db.unit(lambda: ApiKey.update(expires_at=1.0).execute())
+        db.unit(lambda: ApiKey.update(expires_at=1.0).where(ApiKey.id == key[:14]).execute())
         headers = shown(key)
     answer = client.request(method, _address(path), headers=headers)
     rule = RULES[path][method]
