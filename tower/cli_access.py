@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from tower import present
-from tower.cli_options import asks, labels
+from tower.cli_options import asks, labels, tell
 from tower.client import Client
 from tower.keys import ROLES
 
@@ -41,13 +41,7 @@ def keys() -> None:
 @asks
 def list_(client: Client, as_json: bool) -> None:
     """List the keys, newest first; what they begin with tells them apart."""
-    found = client.keys()
-    if as_json:
-        click.echo(present.document({"keys": found}))
-    elif found:
-        click.echo(present.keys(found))
-    else:
-        click.echo("There is no key yet.", err=True)
+    tell("keys", client.keys(), as_json, present.keys, "There is no key yet.")
 
 
 @keys.command(epilog="Example: tower keys create ci --role operator --type command --label team=platform --expires-in 90d")
@@ -84,13 +78,7 @@ def revoke(client: Client, key_id: str, as_json: bool) -> None:
 @asks
 def audit(client: Client, limit: int, as_json: bool) -> None:
     """List who changed what, newest first; what was done to a task is among its events as well."""
-    found = client.audit(limit)
-    if as_json:
-        click.echo(present.document({"entries": found}))
-    elif found:
-        click.echo(present.audit(found))
-    else:
-        click.echo("Nothing was changed yet.", err=True)
+    tell("entries", client.audit(limit), as_json, present.audit, "Nothing was changed yet.")
 
 
 @click.command(epilog="Example: TOWER_KEY=twr_… tower me")

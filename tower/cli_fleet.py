@@ -9,7 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from tower import present
-from tower.cli_options import asks
+from tower.cli_options import asks, tell
 from tower.client import Client
 from tower.settings import load
 
@@ -52,29 +52,21 @@ def _look(client: Client) -> dict[str, Any]:
 @asks
 def handlers(client: Client, as_json: bool) -> None:
     """List the task types; with --json also the schema of their payloads."""
-    found = client.handlers()
-    click.echo(present.document({"handlers": found}) if as_json else present.handlers(found))
+    tell("handlers", client.handlers(), as_json, present.handlers)
 
 
 @click.command(epilog="Example: tower workers")
 @asks
 def workers(client: Client, as_json: bool) -> None:
     """List the live workers and how many of their slots are taken."""
-    found = client.workers()
-    if as_json:
-        click.echo(present.document({"workers": found}))
-    elif found:
-        click.echo(present.workers(found))
-    else:
-        click.echo("No worker is alive: tasks wait; start one with `tower worker`.", err=True)
+    tell("workers", client.workers(), as_json, present.workers, "No worker is alive: tasks wait; start one with `tower worker`.")
 
 
 @click.command(epilog="Example: tower queues")
 @asks
 def queues(client: Client, as_json: bool) -> None:
     """List the queues and what is in them."""
-    found = client.queues()
-    click.echo(present.document({"queues": found}) if as_json else present.queues(found))
+    tell("queues", client.queues(), as_json, present.queues)
 
 
 @click.command("open", epilog="Example: tower open")

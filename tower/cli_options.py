@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tower import present
 from tower.client import Client
 from tower.settings import load
 
@@ -28,6 +29,16 @@ def asks(command: Command) -> Command:
             return command(client, *args, **options)
 
     return with_client
+
+
+def tell(name: str, found: list[Any], as_json: bool, table: Callable[[list[Any]], str], nothing: str = "") -> None:
+    """Print a list: as JSON under its name, else as a table, or a word on standard error if it is empty."""
+    if as_json:
+        click.echo(present.document({name: found}))
+    elif found or not nothing:
+        click.echo(table(found))
+    else:
+        click.echo(nothing, err=True)
 
 
 def _pairs(context: click.Context, option: click.Parameter, values: Iterable[str]) -> dict[str, str]:

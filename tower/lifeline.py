@@ -19,12 +19,17 @@ def folder(run_dir: Path | None) -> Path:
     return run_dir or Path(tempfile.gettempdir()) / f"devops-control-tower-{os.getuid()}"
 
 
+def make_own(where: Path) -> None:
+    """Make the folder if need be; raise OSError if it cannot be, or is somebody else's, who could put anything there."""
+    where.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_ours(where):
+        raise PermissionError(f"{where} is not a folder of this user's")
+
+
 def hold(where: Path, worker_id: str) -> int | None:
     """Lock the worker's file for as long as the returned descriptor is open anywhere; None, with a warning, if that is impossible."""
     try:
-        where.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(where):
-            raise PermissionError(f"{where} is not a folder of this user's")
+        make_own(where)
         _tidy(where)
         file = os.open(_path(where, worker_id), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:

@@ -296,10 +296,10 @@ def trace_errors(limit: int = 1000) -> list[str]:
 
 def progress(task_id: str) -> tuple[str, int]:
     """Return a task's status and the number of its last event or log chunk; raise NotFound."""
-    row = Task.select(Task.status, Task.seq).where(Task.id == task_id).tuples().first()
-    if row is None:
+    found = progress_of([task_id]).get(task_id)
+    if found is None:
         raise not_found(task_id)
-    return str(row[0]), int(row[1])
+    return found
 
 
 def kind_and_labels(task_id: str) -> tuple[str, dict[str, str]]:

@@ -18,6 +18,7 @@ from tower import db, keys
 from tower.api import access
 from tower.api.access import PUBLIC, RULES, check_rules
 from tower.api.session import COOKIE, LASTS_S, Sessions, kept_secret
+from tower.errors import SettingsError
 from tower.keys import ADMIN, OPERATOR, ROLES, VIEWER
 from tower.models import ApiKey
 from tower.settings import Settings
@@ -262,6 +263,15 @@ def test_the_secret_of_sessions_is_made_once_and_for_one_user(tmp_path: Any) -> 
     assert kept_secret(tmp_path / "run") == first and len(first) > 40
     assert (tmp_path / "run" / "session.key").stat().st_mode & 0o777 == 0o600
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["session.key"]
+
+
+def test_a_secret_that_somebody_else_may_have_put_there_signs_nothing(tmp_path: Any) -> None:
+    """Whoever knows it could log in as anybody: the folder must be this user's own."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "session.key").write_text("known to all")
+    (tmp_path / "run").chmod(0o777)
+    with pytest.raises(SettingsError, match=r"is not a folder of this user's.*Set TOWER_SESSION_SECRET"):
+        kept_secret(tmp_path / "run")
 
 
 ECHO: dict[str, Any] = {"type": "echo", "payload": {}}

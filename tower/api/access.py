@@ -85,6 +85,11 @@ def caller_of(request: Request) -> Caller:
     return found
 
 
+def actor_of(request: Request, claimed: str | None) -> str | None:
+    """Return who does it, for the record: whose key was shown, else who the request says."""
+    return caller_of(request).actor or claimed
+
+
 def check_rules(routes: Iterable[BaseRoute]) -> None:
     """Raise RuntimeError if a route has no rule."""
     for route in routes:
@@ -237,14 +242,10 @@ class Access:
 
     async def _recorded(self, scope: Scope, receive: Receive, send: Send, caller: Caller) -> None:
         """Pass a change on, and keep a record of it if it was made."""
-        status = 500
 
         async def send_noted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                if status < 400:
-                    await self.record(scope, caller, f"{scope['method']} {scope['path']}")
+            if message["type"] == "http.response.start" and message["status"] < 400:
+                await self.record(scope, caller, f"{scope['method']} {scope['path']}")
             await send(message)
 
         await self._app(scope, receive, send_noted)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
 
-from tower.api.access import caller_of
+from tower.api.access import actor_of
 from tower.api.answers import Changed
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
@@ -25,7 +25,7 @@ _TEAM = {"summary": "All of a team", "value": {"filter": {"status": ["failed", "
 )
 def cancel_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_examples={"tree": _TREE, "dry_run": _LOST})]) -> dict[str, Any]:
     """End what waits at once and ask what runs to stop. With a correlation_id the whole tree ends: it takes no new children meanwhile."""
-    by = caller_of(request).actor or asked.by
+    by = actor_of(request, asked.by)
     return asdict(orchestrator_of(request).cancel_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
 
 
@@ -34,7 +34,7 @@ def cancel_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_exam
 )
 def retry_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_examples={"team": _TEAM, "dry_run": _LOST})]) -> dict[str, Any]:
     """Enqueue again what failed, timed out or was cancelled, and has not been retried yet: asking twice makes nothing twice."""
-    by = caller_of(request).actor or asked.by
+    by = actor_of(request, asked.by)
     return asdict(orchestrator_of(request).retry_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tower import db
-from tower.api.access import caller_of
+from tower.api.access import actor_of
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
 from tower.decision import KEY, QUEUE, TOWER, TYPE
@@ -120,46 +120,46 @@ def lift_one(request: Request, kind: Annotated[Kind, _KIND], name: Annotated[Key
 @router.post("/pause", response_model=RuleInfo, responses=_CHANGE, summary="Pause the whole tower")
 def pause_tower(request: Request, by: By = None, reason: Reason = None) -> dict[str, Any]:
     """Start nothing until it is resumed; tasks are accepted and wait, and those that run go on."""
-    return _told(_rules(request).pause(TOWER, "", caller_of(request).actor or by, reason))
+    return _told(_rules(request).pause(TOWER, "", actor_of(request, by), reason))
 
 
 @router.post("/resume", response_model=RuleInfo, responses=_CHANGE, summary="Resume the whole tower")
 def resume_tower(request: Request, by: By = None) -> dict[str, Any]:
     """Start tasks again; what is paused by itself stays so."""
-    return _told(_rules(request).resume(TOWER, "", caller_of(request).actor or by))
+    return _told(_rules(request).resume(TOWER, "", actor_of(request, by)))
 
 
 @router.post("/queues/{name}/pause", response_model=RuleInfo, responses=_CHANGE, summary="Pause a queue")
 def pause_queue(request: Request, name: Annotated[Key, _NAME], by: By = None, reason: Reason = None) -> dict[str, Any]:
     """Start nothing of the queue until it is resumed; those of its tasks that run go on."""
-    return _told(_rules(request).pause(QUEUE, name, caller_of(request).actor or by, reason))
+    return _told(_rules(request).pause(QUEUE, name, actor_of(request, by), reason))
 
 
 @router.post("/queues/{name}/resume", response_model=RuleInfo, responses=_CHANGE, summary="Resume a queue")
 def resume_queue(request: Request, name: Annotated[Key, _NAME], by: By = None) -> dict[str, Any]:
     """Start tasks of the queue again."""
-    return _told(_rules(request).resume(QUEUE, name, caller_of(request).actor or by))
+    return _told(_rules(request).resume(QUEUE, name, actor_of(request, by)))
 
 
 @router.post("/types/{name}/pause", response_model=RuleInfo, responses=_CHANGE, summary="Pause a type")
 def pause_type(request: Request, name: Annotated[Key, _NAME], by: By = None, reason: Reason = None) -> dict[str, Any]:
     """Start nothing of the type until it is resumed; those of its tasks that run go on."""
-    return _told(_rules(request).pause(TYPE, name, caller_of(request).actor or by, reason))
+    return _told(_rules(request).pause(TYPE, name, actor_of(request, by), reason))
 
 
 @router.post("/types/{name}/resume", response_model=RuleInfo, responses=_CHANGE, summary="Resume a type")
 def resume_type(request: Request, name: Annotated[Key, _NAME], by: By = None) -> dict[str, Any]:
     """Start tasks of the type again."""
-    return _told(_rules(request).resume(TYPE, name, caller_of(request).actor or by))
+    return _told(_rules(request).resume(TYPE, name, actor_of(request, by)))
 
 
 @router.post("/keys/{name:path}/pause", response_model=RuleInfo, responses=_CHANGE, summary="Pause a concurrency key")
 def pause_key(request: Request, name: Annotated[Key, _NAME], by: By = None, reason: Reason = None) -> dict[str, Any]:
     """Start nothing with this concurrency key until it is resumed; those of its tasks that run go on."""
-    return _told(_rules(request).pause(KEY, name, caller_of(request).actor or by, reason))
+    return _told(_rules(request).pause(KEY, name, actor_of(request, by), reason))
 
 
 @router.post("/keys/{name:path}/resume", response_model=RuleInfo, responses=_CHANGE, summary="Resume a concurrency key")
 def resume_key(request: Request, name: Annotated[Key, _NAME], by: By = None) -> dict[str, Any]:
     """Start tasks with this concurrency key again."""
-    return _told(_rules(request).resume(KEY, name, caller_of(request).actor or by))
+    return _told(_rules(request).resume(KEY, name, actor_of(request, by)))

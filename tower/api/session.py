@@ -7,8 +7,10 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from tower import lifeline
 from tower.errors import SettingsError
 
 COOKIE = "tower_session"
@@ -54,17 +56,22 @@ def kept_secret(folder: Path) -> str:
     """Return the secret that signs sessions, made at the first start and kept for this user alone; raise SettingsError."""
     path = folder / _FILE
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = secrets.token_urlsafe(32)
-        beside = folder / f".{_FILE}.{os.getpid()}"
-        beside.write_text(fresh)
-        beside.chmod(0o600)
-        try:
-            os.link(beside, path)  # whoever comes first has made it
-        except FileExistsError:
-            pass
-        finally:
-            beside.unlink()
+        lifeline.make_own(folder)
+        if not path.exists():
+            _make(path)
         return path.read_text()
     except OSError as error:
         raise SettingsError(f"The secret of browser sessions cannot be kept in {folder}: {error}. Set TOWER_SESSION_SECRET.") from None
+
+
+def _make(path: Path) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)  # of a crash in the midst of this
+    file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(file, secrets.token_urlsafe(32).encode())
+        with suppress(FileExistsError):  # whoever comes first has made it
+            os.link(beside, path)
+    finally:
+        os.close(file)
+        beside.unlink()

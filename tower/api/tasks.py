@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tower import db, queries
-from tower.api.access import caller_of
+from tower.api.access import actor_of, caller_of
 from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, TaskDetail, TaskPage, detail, event, summary
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
@@ -200,7 +200,7 @@ def events(
 @router.post("/{task_id}/cancel", response_model=Cancelled, responses=problems(403, 404, 409, 413, 415, 422, 503), summary="Cancel a task")
 def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
     """End a waiting task at once; ask a running one to stop, which takes its worker a heartbeat and its processes 5 s at most."""
-    return {"task_id": task_id, "status": orchestrator_of(request).cancel(task_id, caller_of(request).actor or by)}
+    return {"task_id": task_id, "status": orchestrator_of(request).cancel(task_id, actor_of(request, by))}
 
 
 @router.post(
@@ -212,6 +212,6 @@ def cancel(request: Request, task_id: TaskId, by: By = None) -> dict[str, str]:
 )
 def retry(request: Request, response: Response, task_id: TaskId, by: By = None) -> dict[str, str]:
     """Enqueue a copy of a final task; the old one keeps its end, and `retry_of` of the new one names it."""
-    accepted = orchestrator_of(request).retry(task_id, caller_of(request).actor or by)
+    accepted = orchestrator_of(request).retry(task_id, actor_of(request, by))
     response.headers["location"] = f"/tasks/{accepted.id}"
     return {"task_id": accepted.id}
