@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from tests.conftest import QUICK
 from tests.servers import Postgres, wait_for
 from tower import db
 from tower.errors import SettingsError, Unavailable
-from tower.models import TABLES, Task
+from tower.models import TABLES, Task, new_id
 from tower.settings import Settings
 
 #: How many migrations there are.
@@ -377,3 +379,15 @@ def test_sqlite_waits_for_the_disk_where_it_has_promised_something(rows: Setting
 
     assert [db.unit(level), db.unit(level, is_promise=False), db.unit(level)] == [2, 1, 2]
     assert db.unit(lambda: db.unit(level, is_promise=False)) == 2
+
+
+def test_ids_sort_by_when_they_were_made() -> None:
+    """Also those of one millisecond: whatever is listed or started in order goes by them."""
+    made = []
+    for _ in range(2000):
+        made.append(new_id())
+        until = time.perf_counter_ns() + 2000
+        while time.perf_counter_ns() < until:
+            pass
+    assert made == sorted(made)
+    assert {(uuid.UUID(one).version, uuid.UUID(one).variant) for one in made} == {(7, uuid.RFC_4122)}

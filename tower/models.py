@@ -22,10 +22,10 @@ LOST, STRUCK = "lost", "struck"
 
 
 def new_id() -> str:
-    """Return a new UUID of version 7 (RFC 9562): ids made later sort later, to the millisecond."""
-    value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    value = value & ~(0xF << 76) | 0x7 << 76
-    value = value & ~(0x3 << 62) | 0x2 << 62
+    """Return a new UUID of version 7 (RFC 9562): ids made later sort later, to a quarter of a microsecond."""
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    # Several tasks a millisecond are made: what is left of the time takes the twelve bits that may hold a part of it.
+    value = milliseconds << 80 | 0x7 << 76 | (rest * 4096 // 1_000_000) << 64 | 0x2 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
     return str(uuid.UUID(int=value))
 
 
