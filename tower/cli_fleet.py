@@ -74,7 +74,7 @@ def queues(client: Client, as_json: bool) -> None:
 @click.option("--url", help="The tower to look at; TOWER_URL if absent.")
 def open_(task_id: UUID | None, url: str | None) -> None:
     """Open the tower, or a task, in the browser; prints the address, for where there is none."""
-    address = f"{load(url=url).url.rstrip('/')}/{f'tasks/{task_id}' if task_id else ''}"
+    address = f"{load(url=url).url.rstrip('/')}/{f'ui/tasks/{task_id}' if task_id else ''}"
     click.echo(address)
     click.launch(address)
 

@@ -82,7 +82,7 @@ def find(key_id: str) -> dict[str, Any]:
     """Return one key; raise NotFound."""
     row = ApiKey.select().where(ApiKey.id == key_id).dicts().first()
     if row is None:
-        raise NotFound(f"There is no key {key_id!r}; GET /keys lists them.", code="key_not_found")
+        raise NotFound(f"There is no key {key_id!r}; GET /access/keys lists them.", code="key_not_found")
     return dict(row)
 
 

@@ -264,4 +264,16 @@ class Audit(Row):
     address = TextField(null=True)
 
 
-TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker, ApiKey, Audit)
+class SavedView(Row):
+    """A filter of the task list that somebody saved."""
+
+    id = TextField(primary_key=True)
+    #: The id of the key whose view it is, or anonymous.
+    owner = TextField()
+    name = TextField()
+    #: As it stands in the address.
+    query = TextField()
+    created_at = DoubleField()
+
+
+TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker, ApiKey, Audit, SavedView)

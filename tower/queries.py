@@ -14,7 +14,7 @@ from tower.errors import NotFound
 from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog
 
 #: The columns of a list: everything but the texts that may be large.
-_SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
+SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Filter:
     created_before: float | None = None
     #: Whether a later task repeats it.
     retried: bool | None = None
+    worker_id: str | None = None
+    #: The id of the task that is the oldest to be looked at.
+    not_older_than: str | None = None
     #: What whoever asks is limited to: one of these types, and all of these labels.
     within_types: Sequence[str] = ()
     within_labels: Sequence[tuple[str, str]] = ()
@@ -53,14 +56,26 @@ def task(task_id: str) -> dict[str, Any]:
 
 def tasks(chosen: Filter, *, before: str | None, limit: int) -> list[dict[str, Any]]:
     """Return tasks, newest first, that come after the one with id `before`."""
-    query = Task.select(*_SLIM).order_by(Task.id.desc()).limit(limit)
+    query = Task.select(*SLIM).order_by(Task.id.desc()).limit(limit)
     if before:
         query = query.where(Task.id < before)
     for condition in conditions(chosen):
         query = query.where(condition)
+    return slim(query)
+
+
+def slim(query: Any) -> list[dict[str, Any]]:
+    """Return the tasks that a query of SLIM columns finds, with their wait reasons."""
     rows = [dict(row) for row in query.dicts()]
     _explain_waits(rows)
     return rows
+
+
+def older_by(before: str | None, count: int) -> str | None:
+    """Return the id of the task that is `count` tasks older than the one with id `before`; None if there are not so many."""
+    query = Task.select(Task.id).order_by(Task.id.desc()).offset(count).limit(1)
+    found = (query.where(Task.id < before) if before else query).scalar()
+    return None if found is None else str(found)
 
 
 def ids(after: str, limit: int) -> list[str]:
@@ -87,6 +102,10 @@ def conditions(chosen: Filter) -> list[Any]:
         found.append(Task.created_at >= chosen.created_after)
     if chosen.created_before is not None:
         found.append(Task.created_at < chosen.created_before)
+    if chosen.worker_id:
+        found.append(Task.worker_id == chosen.worker_id)
+    if chosen.not_older_than:
+        found.append(Task.id >= chosen.not_older_than)
     if chosen.retried is not None:
         found.append(is_repeated() if chosen.retried else ~is_repeated())
     return found

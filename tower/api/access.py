@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -62,13 +63,39 @@ RULES: dict[str, dict[str, str]] = {
     "/access/keys": {"GET": ADMIN, "POST": ADMIN},
     "/access/keys/{key_id}": {"DELETE": ADMIN},
     "/access/audit": {"GET": ADMIN},
+    "/ui/tasks": {"GET": VIEWER},
+    "/ui/tasks/{task_id}": {"GET": VIEWER},
+    "/ui/tasks/{task_id}/log": {"GET": VIEWER},
+    "/ui/tasks/{task_id}/lines": {"GET": VIEWER},
+    "/ui/tasks/{task_id}/trace.tar": {"GET": VIEWER},
+    "/ui/tasks/{task_id}/files/{path:path}": {"GET": VIEWER},
+    "/ui/tasks/{task_id}/cancel": {"POST": OPERATOR},
+    "/ui/tasks/{task_id}/retry": {"POST": OPERATOR},
+    "/ui/many": {"POST": OPERATOR},
+    "/ui/new": {"GET": OPERATOR, "POST": OPERATOR},
+    "/ui/handlers": {"GET": VIEWER},
+    "/ui/fleet": {"GET": VIEWER},
+    "/ui/pauses": {"POST": OPERATOR},
+    "/ui/limits": {"POST": ADMIN},
+    "/ui/settings": {"GET": ADMIN},
+    "/ui/keys": {"GET": ADMIN, "POST": ADMIN},
+    "/ui/keys/{key_id}/revoke": {"POST": ADMIN},
+    "/ui/audit": {"GET": ADMIN},
+    "/ui/views": {"POST": VIEWER},
+    "/ui/theme": {"POST": PUBLIC},
+    "/ui/static/{name}": {"GET": PUBLIC},
     "/dashboard": {"GET": ADMIN},
     "/dashboard/{path:path}": {"GET": ADMIN, "POST": ADMIN},
 }
 #: What a key that is limited to some tasks may do beside looking: what looks after the limits itself.
-_KNOWS_LIMITS = ("/tasks", "/tasks/enqueue", "/tasks/enqueue/batch", "/tasks/cancel", "/tasks/retry")
+_KNOWS_LIMITS = (
+    *("/tasks", "/tasks/enqueue", "/tasks/enqueue/batch", "/tasks/cancel", "/tasks/retry"),
+    *("/ui/new", "/ui/many", "/ui/views"),
+)
 #: What the record need not tell, because the task's row does.
 _TOLD_ELSEWHERE = ("/tasks/enqueue", "/tasks/enqueue/batch", LOGIN, LOGOUT)
+#: Forms of pages, which carry the token of their session as a field, look at it themselves, and say more for the record.
+_FORMS = ("/ui/", "/dashboard/")
 _CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 
 #: Wrong keys that an address may try within so many seconds.
@@ -135,7 +162,7 @@ class Access:
         if path is None:
             await nothing_at(scope["path"])(scope, receive, send)
             return
-        if scope["method"] in _CHANGES and path not in _TOLD_ELSEWHERE:
+        if scope["method"] in _CHANGES and path not in _TOLD_ELSEWHERE and not scope["path"].startswith("/ui/"):
             await self._recorded(scope, receive, send, caller)
         else:
             await self._app(scope, receive, send)
@@ -175,7 +202,7 @@ class Access:
         if key is not None:
             return await self.check_key(scope, key)
         if cookie and (key_id := self._sessions.key_of(cookie)):
-            if scope["method"] in _CHANGES and not scope["path"].startswith("/dashboard/"):  # which has tokens of its own
+            if scope["method"] in _CHANGES and not scope["path"].startswith(_FORMS):
                 self._check_token(headers, cookie)
             return await run_in_threadpool(self._remembered, key_id)
         role = self.anonymous_role(scope)
@@ -234,7 +261,8 @@ class Access:
         wants_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
         if error.code in ("key_required", "invalid_key", "key_revoked", "key_expired"):
             if wants_page:
-                return RedirectResponse(f"{LOGIN}?next={scope['path']}", 303)
+                place = scope["path"] + (f"?{query}" if (query := scope["query_string"].decode("ascii", "replace")) else "")
+                return RedirectResponse(f"{LOGIN}?next={quote(place, safe='/')}", 303)
             return problem(401, error.code, error.message, headers={"www-authenticate": "Bearer"})
         if error.code == "too_many_tries" and isinstance(error, Unavailable):
             return problem(429, error.code, error.message, headers={"retry-after": str(error.retry_after_s)})

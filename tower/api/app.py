@@ -7,9 +7,8 @@ from typing import Any
 import dramatiq
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from fastapi.responses import RedirectResponse
 
-from tower import __version__, lifeline
+from tower import __version__, lifeline, ui
 from tower.api import bulk, dashboard, errors, fleet, health, keys, login, rules, tasks, traces, why
 from tower.api.access import LOGIN, LOGOUT, Access, check_rules
 from tower.api.follow import Watch
@@ -41,14 +40,14 @@ def create_app(
     routers = (health.router, bulk.router, tasks.router, why.router, traces.router, fleet.router, rules.router, keys.router)
     for router in routers:
         app.include_router(router)
-    app.add_api_route("/", _home, include_in_schema=False)
+    pages = ui.install(app)
     login.install(app)
     dashboard.mount(app, settings, broker)
     errors.install(app)
-    known = [*(route for router in routers for route in router.routes), *(route for route in app.routes if hasattr(route, "path"))]
+    known = [*(route for router in (*routers, pages) for route in router.routes), *(route for route in app.routes if hasattr(route, "path"))]
     check_rules(known)
     app.add_middleware(Access, settings=settings, sessions=app.state.sessions, routes=known)
-    forms = (dashboard.PATH + "/", LOGIN, LOGOUT)
+    forms = (dashboard.PATH + "/", "/ui/", LOGIN, LOGOUT)
     app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body=settings.max_body_mb * 1_000_000, forms_below=forms)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     return app
@@ -57,10 +56,6 @@ def create_app(
 def _sessions(settings: Settings) -> Sessions:
     given = settings.session_secret
     return Sessions(given.get_secret_value() if given else kept_secret(lifeline.folder(settings.run_dir)))
-
-
-async def _home() -> RedirectResponse:
-    return RedirectResponse("/docs")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -119,9 +119,13 @@ async def _tower_error(request: Request, error: Exception) -> Response:
 
 def answer_to(error: TowerError) -> Response:
     """Return an error of the tower as a response."""
-    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, Unavailable) else None
-    return problem(status, error.code, error.message, headers=headers, field=error.field, **error.extra)
+    return problem(status_of(error), error.code, error.message, headers=headers, field=error.field, **error.extra)
+
+
+def status_of(error: TowerError) -> int:
+    """Return the HTTP status that an error of the tower is answered with."""
+    return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
 
 
 async def _bad_json(request: Request, error: Exception) -> Response:

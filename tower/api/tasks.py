@@ -13,6 +13,7 @@ from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, TaskDe
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
 from tower.errors import InvalidTask, Refused
+from tower.keys import Caller
 from tower.orchestrator import EnhancedOrchestrator
 from tower.spec import MAX_BATCH, Key, Line, Status, TaskSpec, Text, Time
 
@@ -54,9 +55,8 @@ def within(request: Request, **chosen: Any) -> queries.Filter:
     return queries.Filter(**chosen, within_types=caller.types, within_labels=caller.labels)
 
 
-def _check_covered(request: Request, specs: Sequence[TaskSpec]) -> None:
+def check_covered(caller: Caller, specs: Sequence[TaskSpec]) -> None:
     """Raise Refused if the key is limited to other tasks."""
-    caller = caller_of(request)
     for spec in specs:
         if not caller.covers(spec.type, spec.labels):
             types = f"of type {' or '.join(caller.types)}" if caller.types else "of any type"
@@ -97,7 +97,7 @@ def enqueue(
                 field="idempotency_key",
             )
         spec = spec.model_copy(update={"idempotency_key": idempotency_key})
-    _check_covered(request, [spec])
+    check_covered(caller_of(request), [spec])
     accepted = orchestrator_of(request).accept(spec, by=caller_of(request).actor)
     response.status_code = 202 if accepted.new else 200
     response.headers["location"] = f"/tasks/{accepted.id}"
@@ -120,7 +120,7 @@ def enqueue_batch(request: Request, batch: Batch) -> dict[str, list[str]]:
         raise InvalidTask(
             "A batch has no key of its own; give each task of it an idempotency_key.", code="invalid_field", field="idempotency-key"
         )
-    _check_covered(request, batch.tasks)
+    check_covered(caller_of(request), batch.tasks)
     made = orchestrator_of(request).enqueue_all(batch.tasks, by=caller_of(request).actor)
     return {"task_ids": [accepted.id for accepted in made]}
 

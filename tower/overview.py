@@ -1,0 +1,100 @@
+"""What the first page tells of all tasks at once. Each question runs inside `db.read`, and none walks more rows than it shows."""
+
+import heapq
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+from tower import db, queries
+from tower.models import BROKEN, CANCELLED, FINAL, IN_FLIGHT, QUEUED, SUCCEEDED, Task
+from tower.queries import Filter
+
+#: Tasks counted one by one; what is more is told as that.
+MOST = 1000
+#: A bucket of the past is kept once no commit can be so late as to add to it.
+_SETTLED_S = 60.0
+
+
+def broken(within: Filter, since: float, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the newest tasks that did not succeed and that nobody repeated or cancelled, and how many there are, up to MOST."""
+    chosen = replace(within, statuses=tuple(status for status in BROKEN if status != CANCELLED), created_after=since, retried=False)
+    conditions = queries.conditions(chosen)
+    count = Task.select(Task.id).where(*conditions).limit(MOST).count()
+    return queries.tasks(chosen, before=None, limit=limit), count
+
+
+def waiting(within: Filter, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the tasks that are next in the queue with the reason why they wait, and how many wait, up to MOST."""
+    return _in_order(replace(within, statuses=(QUEUED,)), (Task.rank, Task.id), limit)
+
+
+def in_flight(within: Filter, limit: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the tasks that workers have, longest first, and how many there are, up to MOST."""
+    return _in_order(replace(within, statuses=IN_FLIGHT), (Task.dispatched_at, Task.id), limit)
+
+
+def _in_order(chosen: Filter, order: tuple[Any, ...], limit: int) -> tuple[list[dict[str, Any]], int]:
+    conditions = queries.conditions(chosen)
+    count = Task.select(Task.id).where(*conditions).limit(MOST).count()
+    return queries.slim(Task.select(*queries.SLIM).where(*conditions).order_by(*order).limit(limit)), count
+
+
+def just_ended(within: Filter, limit: int) -> list[dict[str, Any]]:
+    """Return the tasks that ended last, newest first."""
+    found = []
+    for status in FINAL:  # one status at a time: their ends are in order in the index
+        conditions = queries.conditions(replace(within, statuses=(status,)))
+        query = Task.select(*queries.SLIM).where(*conditions, Task.finished_at.is_null(False)).order_by(Task.finished_at.desc())
+        found.extend(queries.slim(query.limit(limit)))
+    return heapq.nlargest(limit, found, key=lambda row: row["finished_at"])
+
+
+class Pace:
+    """How many tasks ended, and how long they had waited, bucket by bucket; what cannot change any more is asked for once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[Filter, float, int], dict[str, float]] = {}
+
+    def read(self, within: Filter, now: float, bucket_s: float, count: int) -> list[dict[str, float]]:
+        """Return the last `count` buckets, oldest first: `at`, `succeeded`, `broken`, and `waited_s`, their mean wait."""
+        last = int(now // bucket_s)
+        numbers = range(last - count + 1, last + 1)
+        unknown = [number for number in numbers if (within, bucket_s, number) not in self._kept]
+        fresh = _ended(within, unknown[0], bucket_s)
+        found = [self._kept.get((within, bucket_s, number)) or _bucket(number * bucket_s, fresh[number]) for number in numbers]
+        for number, bucket in zip(numbers, found, strict=True):
+            if now - (number + 1) * bucket_s > _SETTLED_S:
+                self._kept[within, bucket_s, number] = bucket
+        for key in [key for key in self._kept if key[1] == bucket_s and key[2] < numbers[0]]:
+            del self._kept[key]
+        return found
+
+
+def _ended(within: Filter, first: int, bucket_s: float) -> dict[int, dict[str, float]]:
+    """Return the sums of each bucket from the first on."""
+    sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    narrowed = [f"type IN ({','.join('?' * len(within.within_types))})"] if within.within_types else []
+    values: list[Any] = list(within.within_types)
+    for key, value in within.within_labels:
+        narrowed.append("id IN (SELECT task_id FROM task_label WHERE key = ? AND value = ?)")
+        values += [key, value]
+    more = "".join(f" AND {condition}" for condition in narrowed)
+    whole = "FLOOR" if db.is_postgres() else ""  # where a cast rounds; SQLite may lack the function, and its cast cuts off
+    for status in FINAL:
+        found = db.rows(
+            f"SELECT CAST({whole}(finished_at / {bucket_s:.0f}) AS integer) AS bucket, COUNT(*) AS count, COUNT(started_at) AS started,"
+            " SUM(CASE WHEN started_at > queued_at THEN started_at - queued_at ELSE 0 END) AS waited FROM task"
+            f" WHERE status = '{status}' AND finished_at >= ?{more} GROUP BY 1",
+            [first * bucket_s, *values],
+        )
+        for row in found:
+            kind = "succeeded" if status == SUCCEEDED else "broken"
+            for name, value in ((kind, row["count"]), ("started", row["started"]), ("waited", row["waited"] or 0)):
+                sums[row["bucket"]][name] += value
+    return sums
+
+
+def _bucket(at: float, sums: dict[str, float]) -> dict[str, float]:
+    started = sums.get("started", 0)
+    waited = sums.get("waited", 0) / started if started else 0.0
+    return {"at": at, "succeeded": sums.get("succeeded", 0), "broken": sums.get("broken", 0), "waited_s": waited}

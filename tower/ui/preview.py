@@ -1,0 +1,84 @@
+"""A file of a trace, shown in the page as what it is: nothing in it is run."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from tower import db, queries, trace
+from tower.models import Task
+from tower.ui.page import Visit
+
+#: Bytes of a file, and rows and columns of a table, that are shown.
+_MOST, _ROWS, _COLUMNS = 256 * 1024, 500, 50
+_PICTURES = (".png", ".jpg", ".jpeg", ".gif")
+#: HTML in the text stays text, and links lead only where that is safe.
+_markdown = MarkdownIt("js-default", {"html": False, "linkify": False})
+
+
+def file(visit: Visit) -> dict[str, Any]:
+    """Return what a page shows of one file."""
+    task_id, name = visit.values["task_id"], visit.values["path"]
+    title = db.read(lambda: queries.slim(Task.select(*queries.SLIM).where(Task.id == task_id)))
+    if not title:
+        raise queries.not_found(task_id)
+    path = trace.find_file(visit.settings.trace_dir, task_id, name)
+    size = path.stat().st_size
+    siblings = [file for file in trace.list_files(visit.settings.trace_dir, task_id)]
+    shown = _shown(path) if size else {"kind": "empty"}
+    return {
+        "title": f"{Path(name).name} · {title[0]['title'] or title[0]['type']}",
+        "task_id": task_id,
+        "task_name": title[0]["title"] or title[0]["type"],
+        "path": name,
+        "size": size,
+        "siblings": siblings,
+        "is_cut": size > _MOST and shown["kind"] != "picture",
+        **shown,
+    }
+
+
+def _shown(path: Path) -> dict[str, Any]:
+    kind = path.suffix.lower()
+    if kind in _PICTURES:
+        return {"kind": "picture"}
+    with path.open("rb") as opened:
+        raw = opened.read(_MOST)
+    if b"\x00" in raw:
+        return {"kind": "binary"}
+    text = raw.decode("utf-8", "replace")
+    if kind in (".md", ".markdown"):
+        return {"kind": "markdown", "html": Markup(_markdown.render(text))}  # noqa: S704  # made without HTML of the file's own
+    if kind == ".json":
+        return {"kind": "text", "lines": _json(text).split("\n")}
+    if kind in (".csv", ".tsv"):
+        return _table(text, "\t" if kind == ".tsv" else ",")
+    if kind in (".diff", ".patch"):
+        return {"kind": "diff", "lines": [(_of_diff(line), line) for line in text.split("\n")]}
+    return {"kind": "text", "lines": text.split("\n")}
+
+
+def _json(text: str) -> str:
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _table(text: str, delimiter: str) -> dict[str, Any]:
+    try:
+        rows = [row[:_COLUMNS] for row, _ in zip(csv.reader(io.StringIO(text), delimiter=delimiter), range(_ROWS), strict=False)]
+    except csv.Error:
+        return {"kind": "text", "lines": text.split("\n")}
+    return {"kind": "table", "head": rows[0] if rows else [], "rows": rows[1:]}
+
+
+def _of_diff(line: str) -> str:
+    """Return what a line of a diff does."""
+    if line.startswith(("+++", "---", "diff ", "index ")):
+        return "file"
+    return {"+": "added", "-": "removed", "@": "place"}.get(line[:1], "same")

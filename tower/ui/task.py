@@ -1,0 +1,110 @@
+"""What the page of one task tells."""
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from tower import db, queries, trace
+from tower.api.answers import detail, event, summary
+from tower.models import BROKEN, FINAL, Task
+from tower.ui import log
+from tower.ui.charts import phases
+from tower.ui.page import Visit
+from tower.why import why
+
+#: Tasks of a tree that are shown with it.
+_RELATIVES = 100
+_EVENTS = 500
+_TAIL = 200
+#: Characters of a payload or result that a page shows; the rest is a link away.
+_MOST_TEXT = 30_000
+#: Fields of a task that a request may say, and that hold what they hold by default.
+_DEFAULTS = {"priority": 0, "labels": {}, "concurrency_limit": 1}
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as a list shows it: as the API tells it, with times as numbers."""
+    return {**summary(row), **{name: value for name, value in row.items() if name.endswith("_at")}, "name": row["title"] or row["type"]}
+
+
+def task(visit: Visit) -> dict[str, Any]:
+    """Return everything about a task."""
+    task_id = visit.values["task_id"]
+
+    def work() -> dict[str, Any]:
+        row, now = queries.task(task_id), db.clock()
+        happened = queries.events(task_id, limit=_EVENTS)
+        is_final = row["status"] in FINAL
+        return {
+            "row": row,
+            "now": now,
+            "happened": happened,
+            "why": None if is_final else why(task_id, visit.settings.lease_s),
+            "relatives": [told(other) for other in _relatives(visit, row)],
+            "phases": phases(happened, row["finished_at"] or now),
+            "tail": log.window(visit.settings.trace_dir, row, None, _TAIL),
+        }
+
+    found = db.read(work)
+    row = found.pop("row")
+    full = detail(row)
+    files = trace.list_files(visit.settings.trace_dir, task_id)
+    is_final = row["status"] in FINAL
+    return {
+        **found,
+        "title": row["title"] or f"{row['type']} {task_id[:8]}",
+        "task": {**full, **told(row), "error": full["error"]},
+        "is_final": is_final,
+        "can_retry": row["status"] in FINAL,
+        "is_broken": row["status"] in BROKEN,
+        "input": _shown(full["payload"]),
+        "output": None if full["result"] is None else _shown(full["result"]),
+        "details": _shown(full["error"]["details"]) if full["error"] and full["error"]["details"] else None,
+        "events": [{**event(one), "at": one["at"], "data": json.loads(one["data"])} for one in found["happened"]],
+        "waited_s": (row["started_at"] or row["finished_at"] or found["now"]) - row["created_at"],
+        "ran_s": (row["finished_at"] or found["now"]) - row["started_at"] if row["started_at"] else None,
+        "artifacts": [file for file in files if file["path"].startswith(f"{trace.ARTIFACTS}/")],
+        "files": [file for file in files if not file["path"].startswith(f"{trace.ARTIFACTS}/")],
+        "curl": _curl(row),
+    }
+
+
+def _relatives(visit: Visit, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the tasks of the same tree, and those that repeat it or that it repeats, oldest first, as far as whoever looks may see them."""
+    same = (Task.correlation_id == row["correlation_id"]) | (Task.retry_of == row["id"])
+    if row["retry_of"]:
+        same |= Task.id == row["retry_of"]
+    conditions = [same, Task.id != row["id"], *queries.conditions(visit.within)]
+    yield from queries.slim(Task.select(*queries.SLIM).where(*conditions).order_by(Task.id).limit(_RELATIVES))
+
+
+def _shown(value: Any) -> dict[str, Any]:
+    """Return a value as indented JSON, cut where a page ends."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    return {"text": text[:_MOST_TEXT], "is_cut": len(text) > _MOST_TEXT}
+
+
+def asked(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the request that would make this task again."""
+    names = ("type", "title", "priority", "timeout_s", "silence_s", "max_attempts", "concurrency_key", "concurrency_limit")
+    said = {name: row[name] for name in names if row[name] not in (None, _DEFAULTS.get(name))}
+    if row["concurrency_key"] is None:
+        said.pop("concurrency_limit", None)
+    if row["rate_key"]:
+        said["rate"] = {"key": row["rate_key"], "limit": row["rate_limit"], "per_s": row["rate_per_s"]}
+    labels = json.loads(row["labels"])
+    return {**said, "payload": json.loads(row["payload"]), **({"labels": labels} if labels else {})}
+
+
+def curl(body: dict[str, Any], address: str) -> str:
+    """Return the command that asks for a task from a shell."""
+    return (
+        f"curl -s -X POST {shlex.quote(address + '/tasks/enqueue')} -H 'content-type: application/json' \\\n"
+        f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    )
+
+
+def _curl(row: dict[str, Any]) -> str:
+    text = curl(asked(row), "")
+    return text if len(text) <= _MOST_TEXT else ""
