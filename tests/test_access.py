@@ -65,7 +65,7 @@ def test_every_route_of_the_app_has_a_rule_and_every_rule_a_route(app: FastAPI) 
     ruled = {(path.replace(":path", ""), method) for path, method in CALLS}
     assert documented <= ruled
     aside = {"/", "/login", "/logout", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/dashboard", "/dashboard/{path}"}
-    assert {path for path, _ in ruled - documented} == aside
+    assert {path for path, _ in ruled - documented if not path.startswith("/ui/")} == aside
     with pytest.raises(RuntimeError, match=r"/new has no rule in tower\.api\.access\.RULES"):
         check_rules([Route("/new", lambda request: None)])
     app.add_api_route("/new", lambda: "in")
@@ -110,7 +110,7 @@ def _is_taken_as_ruled(client: TestClient, path: str, method: str, who: str) -> 
         assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-frame-options"] == "DENY"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
 
 
 def test_a_key_is_told_once_and_the_rows_do_not_hold_it(client: TestClient) -> None:

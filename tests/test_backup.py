@@ -17,8 +17,9 @@ from fastapi.testclient import TestClient
 from tests import rows as r
 from tests.conftest import BASE, LOCAL, QUICK, Tower
 from tests.servers import wait_for
-from tower import audit, backup, db, keys, leases, lifecycle
+from tower import audit, backup, db, keys, leases, lifecycle, views
 from tower.backup import BackupError
+from tower.keys import Caller
 from tower.lifecycle import Outcome
 from tower.main import build
 from tower.models import FINAL, TABLES, Rule, Task, TaskStart, Worker, new_id
@@ -56,6 +57,7 @@ def rows_of_every_kind() -> None:
     r.insert(concurrency_key="repo", parent_id=done.id, not_before=4e9)
     db.unit(lambda: Rule.insert(kind="queue", name="default", max_running=3, updated_at=db.now()).execute())
     db.unit(lambda: keys.create("ci", "operator", types=["echo"], labels={"team": "platform"}, expires_at=4e9, by="bootstrap"))
+    db.unit(lambda: views.save(Caller("ci", "operator", "twr_0000000000"), "what failed", "status=failed&label=team%3Aplatform"))
     db.unit(lambda: audit.note("ci", "POST /pause", "reason=Grüße", "127.0.0.1"))
     db.unit(lambda: TaskStart.insert(rate_key="api", at=1.25, task_id=done.id).on_conflict_ignore().execute())
 

@@ -635,7 +635,7 @@ def test_the_page_is_opened_in_the_browser(run_local: Run, monkeypatch: pytest.M
     monkeypatch.setenv("TOWER_URL", "http://127.0.0.1:9")
     assert run_local("open").out == "http://127.0.0.1:9/\n"
     assert run_local("open", "0192f0c1-2345-7abc-8def-0123456789ab").code == 0
-    assert opened == ["http://127.0.0.1:9/", "http://127.0.0.1:9/tasks/0192f0c1-2345-7abc-8def-0123456789ab"]
+    assert opened == ["http://127.0.0.1:9/", "http://127.0.0.1:9/ui/tasks/0192f0c1-2345-7abc-8def-0123456789ab"]
 
 
 def _examples() -> list[str]:

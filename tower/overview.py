@@ -88,9 +88,10 @@ def _ended(within: Filter, first: int, bucket_s: float) -> dict[int, dict[str, f
             [first * bucket_s, *values],
         )
         for row in found:
-            kind = "succeeded" if status == SUCCEEDED else "broken"
-            for name, value in ((kind, row["count"]), ("started", row["started"]), ("waited", row["waited"] or 0)):
-                sums[row["bucket"]][name] += value
+            bucket = sums[row["bucket"]]
+            bucket["succeeded" if status == SUCCEEDED else "broken"] += row["count"]
+            bucket["started"] += row["started"]
+            bucket["waited"] += row["waited"] or 0
     return sums
 
 

@@ -44,7 +44,10 @@ def create_app(
     login.install(app)
     dashboard.mount(app, settings, broker)
     errors.install(app)
-    known = [*(route for router in (*routers, pages) for route in router.routes), *(route for route in app.routes if hasattr(route, "path"))]
+    known = [
+        *(route for router in (*routers, pages) for route in router.routes),
+        *(route for route in app.routes if hasattr(route, "path")),
+    ]
     check_rules(known)
     app.add_middleware(Access, settings=settings, sessions=app.state.sessions, routes=known)
     forms = (dashboard.PATH + "/", "/ui/", LOGIN, LOGOUT)

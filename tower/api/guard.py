@@ -17,7 +17,8 @@ _CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 _SECURITY = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    # Not no-referrer: with that a browser names no origin for the forms of our own pages.
+    "referrer-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }

@@ -15,6 +15,7 @@ from tower.ui import facts
 from tower.ui.forms import Again, Done, Fields, local
 from tower.ui.page import Page, Visit
 from tower.ui.schema import number
+from tower.ui.task import told
 
 #: Tasks that are picked one by one at most.
 _PICKED = 500
@@ -51,7 +52,14 @@ def change_many(visit: Visit, sent: Fields) -> Done | Again:
     chosen = facts.chosen(QueryParams(parse_qsl(filters)), visit.within)
     if sent.one("confirmed") != "yes":
         fit = _try(visit, what, chosen) if is_all else _fitting(visit, what, picked)
-        said = {"what": what, "count": fit.matched, "ids": [] if is_all else fit.task_ids, "is_all": is_all, "filters": filters, "place": place}
+        said = {
+            "what": what,
+            "count": fit.matched,
+            "ids": [] if is_all else fit.task_ids,
+            "is_all": is_all,
+            "filters": filters,
+            "place": place,
+        }
         return Again(CONFIRM, {**said, "rows": _some(visit, fit.task_ids[:20])})
     if is_all:
         many = visit.orchestrator.cancel_all if what == CANCEL else visit.orchestrator.retry_all
@@ -78,7 +86,7 @@ def _fitting(visit: Visit, what: str, picked: list[str]) -> Changed:
 
 
 def _some(visit: Visit, ids: list[str]) -> list[dict[str, Any]]:
-    return db.read(lambda: [facts.told(row) for row in queries.slim(Task.select(*queries.SLIM).where(Task.id << ids).order_by(Task.id))])
+    return db.read(lambda: [told(row) for row in queries.slim(Task.select(*queries.SLIM).where(Task.id << ids).order_by(Task.id))])
 
 
 def _one(visit: Visit, what: str, task_id: str) -> bool:

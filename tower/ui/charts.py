@@ -60,7 +60,14 @@ def chart(buckets: Sequence[dict[str, float]]) -> Chart:
         f"{index * STEP + STEP / 2:g},{HEIGHT - bucket['waited_s'] / most_line * HEIGHT:.1f}" if most_line else ""
         for index, bucket in enumerate(buckets)
     ]
-    return Chart(bars, " ".join(filter(None, points)), most, most_line, sum(bar.good_count + bar.bad_count for bar in bars), sum(bar.bad_count for bar in bars))
+    return Chart(
+        bars,
+        " ".join(filter(None, points)),
+        most,
+        most_line,
+        sum(bar.good_count + bar.bad_count for bar in bars),
+        sum(bar.bad_count for bar in bars),
+    )
 
 
 @dataclass(frozen=True)

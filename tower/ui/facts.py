@@ -137,7 +137,9 @@ def tasks(visit: Visit) -> dict[str, Any]:
     }
     if is_board:
         columns = filter_.statuses or STATUSES
-        board = db.read(lambda: {status: queries.tasks(replace(filter_, statuses=(status,)), before=None, limit=_PER_COLUMN) for status in columns})
+        board = db.read(
+            lambda: {status: queries.tasks(replace(filter_, statuses=(status,)), before=None, limit=_PER_COLUMN) for status in columns}
+        )
         return {**found, "board": {status: [told(row) for row in rows] for status, rows in board.items()}, "per_column": _PER_COLUMN}
     rows, cursor, searched = db.read(lambda: _page(filter_, query.get("cursor") or None))
     return {**found, "rows": [told(row) for row in rows], "next_cursor": cursor, "searched": searched}
@@ -191,7 +193,9 @@ def fleet(visit: Visit) -> dict[str, Any]:
 
 def settings(visit: Visit) -> dict[str, Any]:
     """Return the settings in force, without secrets."""
-    described = {name: field.description for name, field in zip(visit.settings.masked(), type(visit.settings).model_fields.values(), strict=True)}
+    described = {
+        name: field.description for name, field in zip(visit.settings.masked(), type(visit.settings).model_fields.values(), strict=True)
+    }
     given = {name: value if isinstance(value, str) else json.dumps(value) for name, value in visit.settings.masked().items()}
     return {"title": "Settings", "given": given, "described": described, "warnings": visit.settings.warnings()}
 
@@ -201,7 +205,10 @@ def key_list(visit: Visit) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         now = db.clock()
-        rows = [{**row, "types": json.loads(row["types"]), "labels": json.loads(row["labels"]), "is_over": _is_over(row, now)} for row in keys.listed()]
+        rows = [
+            {**row, "types": json.loads(row["types"]), "labels": json.loads(row["labels"]), "is_over": _is_over(row, now)}
+            for row in keys.listed()
+        ]
         return {"keys": rows}
 
     said: dict[str, Any] = {"made": None, "error": None, "fields": {}, **visit.said}

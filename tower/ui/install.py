@@ -1,11 +1,11 @@
 """The routes of the pages, and the files that they load."""
 
 import mimetypes
-from collections.abc import AsyncIterator
 from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from typing import Any
+from urllib.parse import parse_qs
 
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import RedirectResponse, Response, StreamingResponse
@@ -95,8 +95,6 @@ async def trace_tar(request: Request) -> Response:
 @router.post("/ui/theme")
 async def theme(request: Request) -> Response:
     """Remember in the browser whether the pages are light or dark."""
-    from urllib.parse import parse_qs
-
     sent = parse_qs((await request.body())[:2000].decode("utf-8", "replace"))
     chosen = sent.get("theme", [""])[-1]
     answer = RedirectResponse(local(sent.get("next", ["/"])[-1], "/"), 303)
@@ -105,14 +103,18 @@ async def theme(request: Request) -> Response:
 
 
 @router.get("/ui/static/{name}")
-async def static(name: str) -> Response:
-    """Answer with a file that the pages load; its address changes with what is in it, so that a browser may keep it."""
+async def static(request: Request, name: str) -> Response:
+    """Answer with a file that the pages load: for good under an address that changes with it, else as long as it stays the same."""
     content = _static().get(name)
     if content is None:
         raise NotFound(f"There is no file {name[:100]!r} here.", code="not_found")
-    kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    headers = {"cache-control": f"public, max-age={_YEAR_S}, immutable"}
-    return Response(content, media_type="text/javascript" if name.endswith(".js") else kind, headers=headers)
+    digest = _digest(name)
+    is_kept = request.url.query == digest
+    headers = {"etag": f'"{digest}"', "cache-control": f"public, max-age={_YEAR_S}, immutable" if is_kept else "no-cache"}
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
+    kind = "text/javascript" if name.endswith(".js") else mimetypes.guess_type(name)[0]
+    return Response(content, media_type=kind or "application/octet-stream", headers=headers)
 
 
 @cache
@@ -120,9 +122,14 @@ def _static() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in _STATIC.iterdir() if file.is_file()}
 
 
+@cache
+def _digest(name: str) -> str:
+    return sha256(_static()[name]).hexdigest()[:12]
+
+
 def _asset(name: str) -> str:
     """Return the address of a file that a page loads."""
-    return f"/ui/static/{name}?{sha256(_static()[name]).hexdigest()[:12]}"
+    return f"/ui/static/{name}?{_digest(name)}"
 
 
 templates.globals["asset"] = _asset

@@ -94,7 +94,7 @@ class Live:
                 except TowerError as error:
                     shown.tell(None, error)
                     return
-                except Exception as error:  # noqa: BLE001  # whoever looks is told to load the page, which says what is wrong
+                except Exception as error:  # whoever looks is told to load the page, which says what is wrong
                     _log.exception("a live page could not be made")
                     shown.tell(None, TowerError(f"The page cannot be kept live: {type(error).__name__}.", code="internal_error"))
                     return

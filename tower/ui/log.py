@@ -36,7 +36,14 @@ class Line:
         text = self.text if len(self.text) <= _MOST_LINE else f"{self.text[:_MOST_LINE]} … ({len(self.text) - _MOST_LINE} more characters)"
         match = _LINE.fullmatch(text)
         at, attempt, said = match.groups() if match else ("", "", text)
-        return {"number": self.number, "at": at, "clock": at[11:23], "attempt": attempt, "text": coloured(said), "is_event": said.startswith("── ")}
+        return {
+            "number": self.number,
+            "at": at,
+            "clock": at[11:23],
+            "attempt": attempt,
+            "text": coloured(said),
+            "is_event": said.startswith("── "),
+        }
 
 
 class _Index:

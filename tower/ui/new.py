@@ -22,7 +22,9 @@ _TIMES = ("not_before", "expires_at")
 def new(visit: Visit) -> dict[str, Any]:
     """Return the form: empty, filled with an older task, or as it was sent and refused."""
     said: dict[str, Any] = {"error": None, "body": None, "sent": None, **visit.said}
-    types = [kind for kind in sorted(visit.registry, key=lambda kind: kind.name) if not visit.caller.types or kind.name in visit.caller.types]
+    types = [
+        kind for kind in sorted(visit.registry, key=lambda kind: kind.name) if not visit.caller.types or kind.name in visit.caller.types
+    ]
     body = said["body"]
     origin = visit.query.get("from")
     if body is None and origin:
@@ -40,7 +42,7 @@ def new(visit: Visit) -> dict[str, Any]:
         made = [schema.Field(**{**vars(field), "value": sent.text(field.name)}) for field in made]
     labels = (body or {}).get("labels") or dict(visit.caller.labels)
     more = {name: sent.one(name) if sent else (body or {}).get(name) for name in (*_TEXTS, *_NUMBERS, *_TIMES)}
-    example = {"type": name, "payload": payload or next(iter(payload_schema.get("examples", [])), {})}
+    example: dict[str, Any] = {"type": name, "payload": payload or next(iter(payload_schema.get("examples", [])), {})}
     return {
         "title": "New task",
         "kind": kind,
@@ -86,7 +88,9 @@ def _more(sent: Fields) -> dict[str, Any]:
     for line in sent.text("labels").split("\n"):
         name, colon, value = line.strip().partition(":")
         if name and not colon:
-            raise InvalidTask(f"The label {line.strip()[:80]!r} has no colon; write name:value, one on a line.", code="invalid_field", field="labels")
+            raise InvalidTask(
+                f"The label {line.strip()[:80]!r} has no colon; write name:value, one on a line.", code="invalid_field", field="labels"
+            )
         if name:
             labels[name] = value.strip()
     return {**said, **({"labels": labels} if labels else {})}

@@ -164,7 +164,15 @@ def _without_live(visit: Visit) -> Visit:
 async def refusal(visit: Visit, error: TowerError) -> Response:
     """Return an error as a page."""
     retry = error.retry_after_s if isinstance(error, Unavailable) else None
-    context = {"visit": visit, "version": __version__, "themes": THEMES, "error": error, "status": status_of(error), "live": "", "retry_after_s": retry}
+    context = {
+        "visit": visit,
+        "version": __version__,
+        "themes": THEMES,
+        "error": error,
+        "status": status_of(error),
+        "live": "",
+        "retry_after_s": retry,
+    }
     text = templates.get_template("error.html").render(context)
     headers = {"content-security-policy": POLICY, **({"retry-after": str(retry)} if retry else {})}
     return HTMLResponse(text, status_of(error), headers=headers)

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,6 @@ def file(visit: Visit) -> dict[str, Any]:
         raise queries.not_found(task_id)
     path = trace.find_file(visit.settings.trace_dir, task_id, name)
     size = path.stat().st_size
-    siblings = [file for file in trace.list_files(visit.settings.trace_dir, task_id)]
     shown = _shown(path) if size else {"kind": "empty"}
     return {
         "title": f"{Path(name).name} · {title[0]['title'] or title[0]['type']}",
@@ -36,45 +37,49 @@ def file(visit: Visit) -> dict[str, Any]:
         "task_name": title[0]["title"] or title[0]["type"],
         "path": name,
         "size": size,
-        "siblings": siblings,
+        "siblings": trace.list_files(visit.settings.trace_dir, task_id),
         "is_cut": size > _MOST and shown["kind"] != "picture",
         **shown,
     }
 
 
 def _shown(path: Path) -> dict[str, Any]:
-    kind = path.suffix.lower()
-    if kind in _PICTURES:
+    """Return the kind of a file and what is shown of it."""
+    if path.suffix.lower() in _PICTURES:
         return {"kind": "picture"}
     with path.open("rb") as opened:
         raw = opened.read(_MOST)
     if b"\x00" in raw:
         return {"kind": "binary"}
     text = raw.decode("utf-8", "replace")
-    if kind in (".md", ".markdown"):
-        return {"kind": "markdown", "html": Markup(_markdown.render(text))}  # noqa: S704  # made without HTML of the file's own
-    if kind == ".json":
-        return {"kind": "text", "lines": _json(text).split("\n")}
-    if kind in (".csv", ".tsv"):
-        return _table(text, "\t" if kind == ".tsv" else ",")
-    if kind in (".diff", ".patch"):
-        return {"kind": "diff", "lines": [(_of_diff(line), line) for line in text.split("\n")]}
+    return _SHOWN.get(path.suffix.lower(), _plain)(text)
+
+
+def _plain(text: str) -> dict[str, Any]:
     return {"kind": "text", "lines": text.split("\n")}
 
 
-def _json(text: str) -> str:
+def _prose(text: str) -> dict[str, Any]:
+    return {"kind": "markdown", "html": Markup(_markdown.render(text))}  # noqa: S704  # made without HTML of the file's own
+
+
+def _json(text: str) -> dict[str, Any]:
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+        return _plain(json.dumps(json.loads(text), ensure_ascii=False, indent=2))
     except (ValueError, RecursionError):
-        return text
+        return _plain(text)
 
 
-def _table(text: str, delimiter: str) -> dict[str, Any]:
+def _table(text: str, delimiter: str = ",") -> dict[str, Any]:
     try:
         rows = [row[:_COLUMNS] for row, _ in zip(csv.reader(io.StringIO(text), delimiter=delimiter), range(_ROWS), strict=False)]
     except csv.Error:
-        return {"kind": "text", "lines": text.split("\n")}
+        return _plain(text)
     return {"kind": "table", "head": rows[0] if rows else [], "rows": rows[1:]}
+
+
+def _diff(text: str) -> dict[str, Any]:
+    return {"kind": "diff", "lines": [(_of_diff(line), line) for line in text.split("\n")]}
 
 
 def _of_diff(line: str) -> str:
@@ -82,3 +87,12 @@ def _of_diff(line: str) -> str:
     if line.startswith(("+++", "---", "diff ", "index ")):
         return "file"
     return {"+": "added", "-": "removed", "@": "place"}.get(line[:1], "same")
+
+
+_SHOWN: dict[str, Callable[[str], dict[str, Any]]] = {
+    **dict.fromkeys((".md", ".markdown"), _prose),
+    ".json": _json,
+    ".csv": _table,
+    ".tsv": partial(_table, delimiter="\t"),
+    **dict.fromkeys((".diff", ".patch"), _diff),
+}

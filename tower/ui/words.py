@@ -49,7 +49,9 @@ def since(at: float | None) -> Markup:
     if at is None:
         return Markup("–")
     exact = rfc3339(at)
-    return Markup('<time datetime="{}" data-since title="since {}">since {}</time>').format(exact, exact, f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}")
+    return Markup('<time datetime="{}" data-since title="since {}">since {}</time>').format(
+        exact, exact, f"{datetime.fromtimestamp(at, UTC):%H:%M:%S}"
+    )
 
 
 def span(seconds: float | None) -> str:
@@ -84,9 +86,7 @@ def pretty(value: Any) -> str:
 
 
 def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("tower.ui"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    made = Environment(loader=PackageLoader("tower.ui"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"when": when, "since": since, "span": span, "size": size, "pretty": pretty, "coloured": coloured}
     made.globals |= {"STATUSES": STATUSES, "REASONS": REASONS}
     made.globals["parts"] = made.get_template("parts.html").module  # a part of a page is also made without the page around it

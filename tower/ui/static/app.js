@@ -1,4 +1,5 @@
 // What a script adds to pages that work without one: they stay live, times are told in words, and keys reach everything.
+import { installRequest } from "./request.js";
 import { follow } from "./live.js";
 import { installKeys } from "./keys.js";
 import { installLog } from "./log.js";
@@ -35,4 +36,5 @@ for (const end of document.querySelectorAll("[data-end]")) end.scrollTop = end.s
 tellTimes();
 installKeys();
 installLog();
+installRequest();
 follow();

@@ -50,6 +50,13 @@ export function installLog() {
     while (last - first >= MOST) { log.lastElementChild.remove(); last -= 1; }
   });
 
+  const toEnd = () => busy(async () => {
+    const told = await ask(Math.max(1, total - PIECE + 1), PIECE);
+    log.innerHTML = told.html;
+    [first, last] = [told.first, told.last];
+    log.scrollTop = log.scrollHeight;
+  });
+
   log.addEventListener("scroll", () => {
     if (log.scrollTop < 600) earlier();
     if (log.scrollHeight - log.scrollTop - log.clientHeight < 600 && last < total) later();
@@ -61,11 +68,13 @@ export function installLog() {
     isFollowing = on;
     follow.setAttribute("aria-pressed", String(on));
     log.setAttribute("aria-live", on ? "polite" : "off");
-    if (on) log.scrollTop = log.scrollHeight;
+    if (on && last < total) toEnd();
+    else if (on) log.scrollTop = log.scrollHeight;
   }
 
   async function look() {
     if (!document.hidden && (isFollowing || last >= total)) await later();
+    if (isFollowing && total > last) await toEnd(); // it grows faster than it is read
     if (!isFinal || last < total) setTimeout(look, 1000);
     else follow.hidden = true;
   }
