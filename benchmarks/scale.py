@@ -55,8 +55,19 @@ def history(stack: Stack, finished: int, tasks: int) -> Figures:
         "task": f"/tasks/{newest}",
         "why": f"/tasks/{newest}/why",
         "health": "/health/ready",
+        "page of the tower": "/",
+        "page of tasks": "/ui/tasks",
+        "page of tasks, deep": f"/ui/tasks?cursor={_middle(stack)}",
+        "page of tasks by status": "/ui/tasks?status=failed&retried=no",
+        "page of tasks by type": "/ui/tasks?type=echo",
+        "page of tasks by text": "/ui/tasks?text=nowhere-to-be-found",
+        "page of tasks by time": "/ui/tasks?before=2020-01-01T00:00",
+        "board": "/ui/tasks?view=board",
+        "page of a task": f"/ui/tasks/{newest}",
+        "page of its log": f"/ui/tasks/{newest}/log",
     }
     for name, path in pages.items():
+        stack.client.get(path).raise_for_status()
         times = [timed(lambda path=path: stack.client.get(path).raise_for_status()) * 1000 for _ in range(50)]  # type: ignore[misc]
         found[f"GET {name}, p95 ms"] = spread(times)["p95 ms"]
     return found

@@ -13,7 +13,8 @@ from tests.ui.conftest import Open
 pytestmark = pytest.mark.slow
 
 PHONE = {"width": 390, "height": 844}
-HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{7*7}}'\"`‮"
+HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">{{7*7}}'\"`\u202e"
+FILES = ("a.md", "b.csv", "c.json", "d.diff", "e.svg", "f.html")
 PLACES = (
     "/",
     "/ui/tasks",
@@ -31,7 +32,7 @@ PLACES = (
 @pytest.fixture(scope="module")
 def hostile(stack: Stack) -> str:
     """A task that has what is hostile wherever a task can have text."""
-    code = "import sys,os;t=sys.argv[1];print(t);print('\\x1b]0;owned\\x07\\x1b[31mred'+t);[open(n,'w').write(t) for n in ('a.md','b.csv','c.json','d.diff','e.svg','f.html')]"
+    code = f"import sys; t=sys.argv[1]; print(t); print('\\x1b]0;owned\\x07\\x1b[31mred'+t); [open(n, 'w').write(t) for n in {FILES}]"
     task_id = stack.enqueue(
         "command",
         {"argv": [sys.executable, "-c", code, HOSTILE], "artifacts": ["*"], "env": {"X": HOSTILE}},
@@ -54,7 +55,7 @@ def _fits(page: Page) -> bool:
 def test_every_page_is_accessible_and_fits_a_phone(stack: Stack, visit: Open, hostile: str, theme: str) -> None:
     """No violation that axe finds, nothing beyond the edge, and nothing that a task wrote is run."""
     task = f"/ui/tasks/{hostile}"
-    files = [f"{task}/files/artifacts/{name}" for name in ("a.md", "b.csv", "c.json", "d.diff", "e.svg", "f.html")]
+    files = [f"{task}/files/artifacts/{name}" for name in FILES]
     places = (
         *PLACES,
         task,
@@ -214,7 +215,11 @@ def test_without_a_script_everything_reads_and_every_form_works(stack: Stack, vi
 
 def test_a_log_of_many_lines_shows_only_some_and_goes_anywhere(stack: Stack, visit: Open) -> None:
     """The end first; earlier lines come as they are scrolled to; a search leads to a line; what runs is followed."""
-    code = "import sys,time\nfor n in range(20000): print('row', n)\nsys.stdout.flush()\nfor n in range(100): time.sleep(.3); print('later', n, flush=True)"
+    code = """
+import sys, time
+for n in range(20000): print('row', n)
+for n in range(100): time.sleep(.3); print('later', n, flush=True)
+"""
     task_id = stack.enqueue("command", {"argv": [sys.executable, "-c", code]})
     page = visit(f"/ui/tasks/{task_id}/log")
     log = page.get_by_role("log")

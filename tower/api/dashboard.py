@@ -1,5 +1,6 @@
 """/dashboard: dramatiq-dashboard behind a guard of our own, or a word on why it is not there."""
 
+import importlib.util
 import logging
 import re
 
@@ -16,6 +17,7 @@ from tower.settings import Settings
 
 PATH = "/dashboard"
 
+_PACKAGES = ("a2wsgi", "dramatiq_dashboard")
 _COOKIE = "__dd_csrf"
 _TOKEN = re.compile(r"[0-9a-f]{64}")
 _METHODS = ("GET", "POST")
@@ -25,6 +27,11 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-u
 _log = logging.getLogger(__name__)
 
 
+def exists(settings: Settings) -> bool:
+    """Say whether a tower with these settings has the dashboard."""
+    return not settings.embedded and all(importlib.util.find_spec(name) for name in _PACKAGES)
+
+
 def mount(app: FastAPI, settings: Settings, broker: dramatiq.Broker) -> None:
     """Put the dashboard of dramatiq at /dashboard if Redis is the broker and the package is there."""
     if settings.embedded:
@@ -32,12 +39,12 @@ def mount(app: FastAPI, settings: Settings, broker: dramatiq.Broker) -> None:
             app, "There is no message broker to look into: this tower is embedded. Set REDIS_URL to get one; GET /queues shows the tasks."
         )
         return
-    try:
-        from a2wsgi import WSGIMiddleware
-        from dramatiq_dashboard import DashboardApp
-    except ImportError as error:
-        _explain(app, f"The dashboard is not installed ({error.name}); pip install --no-deps -r requirements-dashboard.txt.")
+    if not exists(settings):
+        _explain(app, "The dashboard is not installed; pip install --no-deps -r requirements-dashboard.txt.")
         return
+    from a2wsgi import WSGIMiddleware
+    from dramatiq_dashboard import DashboardApp
+
     app.add_api_route(PATH, _first_page, include_in_schema=False)
     app.mount(PATH, _DashboardGuard(WSGIMiddleware(DashboardApp(broker=broker, prefix=PATH))))  # type: ignore[arg-type]
 

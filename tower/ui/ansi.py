@@ -71,7 +71,9 @@ def _chosen(numbers: Iterator[int]) -> int | None:
     """Return which of the sixteen colours the rest of `38;5;n` or `38;2;r;g;b` means."""
     kind = next(numbers, None)
     if kind == 5:
-        number = min(next(numbers, 0), 255)
+        if (number := next(numbers, None)) is None:
+            return None
+        number = min(number, 255)
         return number if number < 16 else _nearest(_of_256(number))
     if kind == 2:
         return _nearest((next(numbers, 0), next(numbers, 0), next(numbers, 0)))

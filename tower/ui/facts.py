@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 from starlette.datastructures import QueryParams
 
 from tower import audit, db, keys, load, overview, queries, rules, views
+from tower.api import dashboard
 from tower.decision import QUEUE, TOWER, TYPE
 from tower.errors import InvalidTask
 from tower.models import BROKEN, IN_FLIGHT, QUEUED, STATUSES
@@ -197,7 +198,8 @@ def settings(visit: Visit) -> dict[str, Any]:
         name: field.description for name, field in zip(visit.settings.masked(), type(visit.settings).model_fields.values(), strict=True)
     }
     given = {name: value if isinstance(value, str) else json.dumps(value) for name, value in visit.settings.masked().items()}
-    return {"title": "Settings", "given": given, "described": described, "warnings": visit.settings.warnings()}
+    warnings, has_dashboard = visit.settings.warnings(), dashboard.exists(visit.settings)
+    return {"title": "Settings", "given": given, "described": described, "warnings": warnings, "has_dashboard": has_dashboard}
 
 
 def key_list(visit: Visit) -> dict[str, Any]:
