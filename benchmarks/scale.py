@@ -103,7 +103,8 @@ def _make_history(stack: Stack, finished: int) -> None:
             taken = ", ".join({"task_id": made.replace("id", "task_id", 1)}.get(column, column) for column in table["task_event"])
             columns = ", ".join(table["task_event"])
             run(f"INSERT INTO task_event ({columns}) SELECT {taken} FROM task_event, ({numbers}) AS ns WHERE task_id = '{model_id}'")
-        run("ANALYZE")
+        if db.is_postgres():
+            run("ANALYZE")
 
 
 def big(stack: Stack, megabytes: int = 100, followers: int = 1000) -> Figures:

@@ -68,6 +68,15 @@ def test_a_database_of_a_newer_tower_is_refused(settings: Settings) -> None:
     db.close_database()
 
 
+def test_statistics_that_mislead_are_dropped_at_the_start(rows: Settings) -> None:
+    """After an ANALYZE among ended tasks, SQLite would walk all of them to find those that run."""
+    r.insert()
+    db.unit(lambda: db.database.execute_sql("ANALYZE"))
+    db.migrate()
+    if not db.is_postgres():
+        assert db.read(lambda: db.rows("SELECT name FROM sqlite_master WHERE name LIKE 'sqlite_stat%'")) == []
+
+
 def test_a_unit_that_fails_leaves_nothing(rows: Settings) -> None:
     """All of it or none."""
 

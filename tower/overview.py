@@ -11,6 +11,8 @@ from tower.queries import Filter
 
 #: Tasks counted one by one; what is more is told as that.
 MOST = 1000
+#: Tasks of each status in a bucket whose waits are read.
+SAMPLE = 50
 #: A bucket of the past is kept once no commit can be so late as to add to it.
 _SETTLED_S = 60.0
 
@@ -56,12 +58,12 @@ class Pace:
         self._kept: dict[tuple[Filter, float, int], dict[str, float]] = {}
 
     def read(self, within: Filter, now: float, bucket_s: float, count: int) -> list[dict[str, float]]:
-        """Return the last `count` buckets, oldest first: `at`, `succeeded`, `broken`, and `waited_s`, their mean wait."""
+        """Return the last `count` buckets, oldest first: `at`, `succeeded`, `broken`, and `waited_s`, the mean wait of up to SAMPLE."""
         last = int(now // bucket_s)
         numbers = range(last - count + 1, last + 1)
         unknown = [number for number in numbers if (within, bucket_s, number) not in self._kept]
         fresh = _ended(within, unknown[0], bucket_s)
-        found = [self._kept.get((within, bucket_s, number)) or _bucket(number * bucket_s, fresh[number]) for number in numbers]
+        found = [self._kept.get((within, bucket_s, number)) or _bucket(within, number, bucket_s, fresh[number]) for number in numbers]
         for number, bucket in zip(numbers, found, strict=True):
             if now - (number + 1) * bucket_s > _SETTLED_S:
                 self._kept[within, bucket_s, number] = bucket
@@ -70,32 +72,47 @@ class Pace:
         return found
 
 
-def _ended(within: Filter, first: int, bucket_s: float) -> dict[int, dict[str, float]]:
-    """Return the sums of each bucket from the first on."""
-    sums: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+def _ended(within: Filter, first: int, bucket_s: float) -> dict[int, dict[str, int]]:
+    """Return how many tasks of each status ended in each bucket from the first on; unless narrowed, the index alone tells."""
+    counts: dict[int, dict[str, int]] = defaultdict(dict)
+    condition, values = _narrowed(within)
+    whole = "FLOOR" if db.is_postgres() else ""  # where a cast rounds; SQLite may lack the function, and its cast cuts off
+    for status in FINAL:
+        found = db.rows(
+            f"SELECT CAST({whole}(finished_at / {bucket_s:.0f}) AS integer) AS bucket, COUNT(*) AS count FROM task"
+            f" WHERE status = '{status}' AND finished_at >= ?{condition} GROUP BY 1",
+            [first * bucket_s, *values],
+        )
+        for row in found:
+            counts[row["bucket"]][status] = row["count"]
+    return counts
+
+
+def _bucket(within: Filter, number: int, bucket_s: float, counts: dict[str, int]) -> dict[str, float]:
+    """Return a bucket; the waits of all its tasks would take as long to read as there are many, so the first of them stand for the rest."""
+    condition, values = _narrowed(within)
+    waits: list[float] = []
+    for status in counts:
+        found = db.rows(
+            f"SELECT started_at - queued_at AS waited FROM task WHERE status = '{status}' AND finished_at >= ? AND finished_at < ?"
+            f"{condition} ORDER BY finished_at LIMIT {SAMPLE}",
+            [number * bucket_s, (number + 1) * bucket_s, *values],
+        )
+        waits += [max(0.0, row["waited"]) for row in found if row["waited"] is not None]
+    succeeded = counts.get(SUCCEEDED, 0)
+    return {
+        "at": number * bucket_s,
+        "succeeded": succeeded,
+        "broken": sum(counts.values()) - succeeded,
+        "waited_s": sum(waits) / len(waits) if waits else 0.0,
+    }
+
+
+def _narrowed(within: Filter) -> tuple[str, list[Any]]:
+    """Return what keeps to the tasks that a caller may see, as the end of a WHERE, and its values."""
     narrowed = [f"type IN ({','.join('?' * len(within.within_types))})"] if within.within_types else []
     values: list[Any] = list(within.within_types)
     for key, value in within.within_labels:
         narrowed.append("id IN (SELECT task_id FROM task_label WHERE key = ? AND value = ?)")
         values += [key, value]
-    more = "".join(f" AND {condition}" for condition in narrowed)
-    whole = "FLOOR" if db.is_postgres() else ""  # where a cast rounds; SQLite may lack the function, and its cast cuts off
-    for status in FINAL:
-        found = db.rows(
-            f"SELECT CAST({whole}(finished_at / {bucket_s:.0f}) AS integer) AS bucket, COUNT(*) AS count, COUNT(started_at) AS started,"
-            " SUM(CASE WHEN started_at > queued_at THEN started_at - queued_at ELSE 0 END) AS waited FROM task"
-            f" WHERE status = '{status}' AND finished_at >= ?{more} GROUP BY 1",
-            [first * bucket_s, *values],
-        )
-        for row in found:
-            bucket = sums[row["bucket"]]
-            bucket["succeeded" if status == SUCCEEDED else "broken"] += row["count"]
-            bucket["started"] += row["started"]
-            bucket["waited"] += row["waited"] or 0
-    return sums
-
-
-def _bucket(at: float, sums: dict[str, float]) -> dict[str, float]:
-    started = sums.get("started", 0)
-    waited = sums.get("waited", 0) / started if started else 0.0
-    return {"at": at, "succeeded": sums.get("succeeded", 0), "broken": sums.get("broken", 0), "waited_s": waited}
+    return "".join(f" AND {condition}" for condition in narrowed), values
