@@ -82,7 +82,7 @@ def _make_history(stack: Stack, finished: int) -> None:
     """Copy the newest finished task so often, with its events, as if they had ended over the last days; every tenth failed."""
     table = {model._meta.table_name: [field.column_name for field in model._meta.sorted_fields] for model in (Task, TaskEvent)}
     with db.database.connection_context():
-        run = db.database.execute_sql
+        run = _statement
         ((model_id,),) = run("SELECT MAX(id) FROM task WHERE status = 'succeeded'").fetchall()
         numbers = (
             f"SELECT generate_series(1, {finished}) AS n"
@@ -105,6 +105,10 @@ def _make_history(stack: Stack, finished: int) -> None:
             run(f"INSERT INTO task_event ({columns}) SELECT {taken} FROM task_event, ({numbers}) AS ns WHERE task_id = '{model_id}'")
         if db.is_postgres():
             run("ANALYZE")
+
+
+def _statement(text: str) -> Any:
+    return db.database.execute_sql(text.replace("%", "%%") if db.is_postgres() else text)
 
 
 def big(stack: Stack, megabytes: int = 100, followers: int = 1000) -> Figures:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import tarfile
+import time
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -27,7 +28,7 @@ from tower.errors import InvalidTask
 from tower.handler import Registry
 from tower.keys import ADMIN, ANONYMOUS, OPERATOR, ROLES, VIEWER, Caller
 from tower.lifecycle import Outcome
-from tower.models import SavedView, Task
+from tower.models import SavedView, Task, new_id
 from tower.queries import Filter
 from tower.settings import Settings
 from tower.ui import log, schema
@@ -239,6 +240,22 @@ def test_the_filter_is_the_address(client: TestClient, monkeypatch: pytest.Monke
     assert "The 3 newest were searched" in text
     place = re.search(r'rel="next" href="([^"]*)"', text)
     assert place and ">the first of all<" in client.get(place[1].replace("&amp;", "&")).text
+
+
+@pytest.mark.parametrize("clock", [0, -80_000, 80_000])
+def test_a_time_finds_what_it_says_whatever_the_clock_that_made_the_id(rows: Settings, monkeypatch: pytest.MonkeyPatch, clock: int) -> None:
+    """To the millisecond, and for times that no task can have."""
+    made = time.time_ns() + clock * 1_000_000_000
+    with monkeypatch.context() as patch:
+        patch.setattr("tower.models.time.time_ns", lambda: made)
+        task_id = new_id()
+    at = r.row(r.insert(id=task_id))["created_at"]
+
+    def found(**asked: float) -> list[str]:
+        return [row["id"] for row in db.read(lambda: queries.tasks(Filter(**asked), before=None, limit=10))]  # type: ignore[arg-type]
+
+    assert found(created_after=at) == found(created_before=at + 0.001) == found(created_after=-1e17, created_before=1e17) == [task_id]
+    assert found(created_after=at + 0.001) == found(created_before=at) == found(created_after=1e17) == found(created_before=-1e17) == []
 
 
 def test_views_belong_to_a_key(client: TestClient) -> None:

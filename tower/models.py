@@ -29,6 +29,12 @@ def new_id() -> str:
     return str(uuid.UUID(int=value))
 
 
+def first_id(at: float) -> str:
+    """Return what sorts before every id made at this time, in seconds since 1970, or later."""
+    milliseconds = min(max(int(at * 1000), 0), (1 << 48) - 1)
+    return str(uuid.UUID(int=milliseconds << 80))
+
+
 class Row(Model):
     """Base of all rows: bound to the database that `db` opened."""
 

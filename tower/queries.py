@@ -11,10 +11,13 @@ from peewee import fn
 from tower import db, load
 from tower.decision import obstacle
 from tower.errors import NotFound
-from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog
+from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, first_id
 
 #: The columns of a list: everything but the texts that may be large.
 SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
+
+#: Ids have the clock of the process that made them, times that of the database: no two of a tower are further apart than this.
+_CLOCKS_DIFFER_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,9 @@ def conditions(chosen: Filter) -> list[Any]:
     if chosen.correlation_id:
         found.append(Task.correlation_id == chosen.correlation_id)
     if chosen.created_after is not None:
-        found.append(Task.created_at >= chosen.created_after)
+        found += [Task.created_at >= chosen.created_after, Task.id >= first_id(chosen.created_after - _CLOCKS_DIFFER_S)]
     if chosen.created_before is not None:
-        found.append(Task.created_at < chosen.created_before)
+        found += [Task.created_at < chosen.created_before, Task.id < first_id(chosen.created_before + _CLOCKS_DIFFER_S)]
     if chosen.worker_id:
         found.append(Task.worker_id == chosen.worker_id)
     if chosen.not_older_than:

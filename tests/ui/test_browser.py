@@ -273,3 +273,13 @@ def test_an_empty_tower_teaches(tmp_path: Path, browser: object, visit: Open) ->
         expect(page.locator("[data-status=succeeded]")).to_be_visible()
     finally:
         empty.close()
+
+
+def test_the_api_is_shown_and_can_be_tried_without_anything_from_elsewhere(visit: Open) -> None:
+    """The page's policy lets no other host in, and a breach of it is an error of the page."""
+    page = visit("/docs")
+    page.locator("#operations-tasks-enqueue_tasks_enqueue_post").get_by_role("button").first.click()
+    page.get_by_role("button", name="Try it out").click()
+    page.locator("textarea.body-param__text").fill('{"type": "echo", "payload": {"from": "the reference"}}')
+    page.get_by_role("button", name="Execute").click()
+    expect(page.locator(".live-responses-table").get_by_text("task_id").first).to_be_visible()

@@ -33,6 +33,7 @@ def create_app(
         description=_DESCRIPTION,
         lifespan=lifespan,
         redirect_slashes=False,
+        docs_url=None,  # a page of ours shows it, without a script from elsewhere
         redoc_url=None,
     )
     app.state.settings, app.state.orchestrator, app.state.registry = settings, orchestrator, registry

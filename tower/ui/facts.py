@@ -24,7 +24,7 @@ _DAY_S = 86_400.0
 _NEEDS_S = 7 * _DAY_S
 _PER_PAGE, _PER_COLUMN = 50, 20
 #: Tasks that one look searches for what no index finds.
-_SEARCHED = 20_000
+_SEARCHED = 10_000
 
 
 def tower(visit: Visit) -> dict[str, Any]:

@@ -25,7 +25,11 @@ from tower.ui.words import templates
 router = APIRouter(include_in_schema=False)
 
 _YEAR_S = 365 * 86_400
-_STATIC = files("tower.ui") / "static"
+#: Our own, and Swagger UI from the package that brings it.
+_STATIC = [
+    *(files("tower.ui") / "static").iterdir(),
+    *(files("fastapi_swagger.resources") / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")),
+]
 
 _PAGES = {
     "/": Page("tower.html", facts.tower),
@@ -39,6 +43,7 @@ _PAGES = {
     "/ui/settings": Page("settings.html", facts.settings),
     "/ui/keys": acts.KEYS,
     "/ui/audit": Page("audit.html", facts.record),
+    "/docs": Page("docs.html", lambda visit: {"title": "API"}),
 }
 _FORMS = {
     "/ui/tasks/{task_id}/cancel": acts.cancel,
@@ -119,7 +124,7 @@ async def static(request: Request, name: str) -> Response:
 
 @cache
 def _static() -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in _STATIC.iterdir() if file.is_file()}
+    return {file.name: file.read_bytes() for file in _STATIC if file.is_file()}
 
 
 @cache
