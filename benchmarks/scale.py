@@ -98,6 +98,8 @@ def _make_history(stack: Stack, finished: int) -> None:
             **{at: f"{at} - {back}" for at in ("created_at", "finished_at", "updated_at", "queued_at", "rank")},
         }
         with db.database.atomic():
+            if db.is_postgres():
+                run("SET LOCAL statement_timeout = 0")
             taken = ", ".join(changed.get(column, column) for column in table["task"])
             run(f"INSERT INTO task ({', '.join(table['task'])}) SELECT {taken} FROM task, ({numbers}) AS ns WHERE id = '{model_id}'")
             taken = ", ".join({"task_id": made.replace("id", "task_id", 1)}.get(column, column) for column in table["task_event"])

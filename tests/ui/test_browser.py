@@ -1,5 +1,6 @@
 """The pages in a real browser: live, by keyboard, dark, on a phone, without a script, and with what is hostile in every field."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -283,3 +284,21 @@ def test_the_api_is_shown_and_can_be_tried_without_anything_from_elsewhere(visit
     page.locator("textarea.body-param__text").fill('{"type": "echo", "payload": {"from": "the reference"}}')
     page.get_by_role("button", name="Execute").click()
     expect(page.locator(".live-responses-table").get_by_text("task_id").first).to_be_visible()
+
+
+def test_two_sessions_of_one_key_have_forms_of_their_own(stack: Stack, visit: Open) -> None:
+    """Also where a part of the page came anew while both looked at the same."""
+    key = stack.client.post("/access/keys", json={"name": "otto", "role": "operator"}).json()["key"]
+    task_id = stack.enqueue("sleep", {"seconds": 300})
+    pages = []
+    for _ in range(2):
+        page = visit(f"/login?next=/ui/tasks/{task_id}")
+        page.get_by_label("Your key").fill(key)
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator("html[data-connected=yes]")).to_have_count(1)
+        pages.append(page)
+    stack.client.post(f"/tasks/{task_id}/cancel")
+    pages[1].get_by_role("button", name="Retry", exact=True).click()
+    expect(pages[1]).not_to_have_url(re.compile(task_id))
+    expect(pages[1].get_by_role("main")).to_contain_text("sleep")
+    stack.client.post(f"/tasks/{pages[1].url.rsplit('/', 1)[-1]}/cancel")

@@ -17,7 +17,7 @@ from tower.queries import Filter
 from tower.spec import Status
 from tower.ui.charts import chart
 from tower.ui.page import Visit
-from tower.ui.task import told
+from tower.ui.task import curl, told
 
 _DAY_S = 86_400.0
 #: How far back the first page looks for what needs somebody.
@@ -52,6 +52,7 @@ def tower(visit: Visit) -> dict[str, Any]:
             "taken": sum(taken.values()),
             "queues": _queues(visit, workers),
             "pauses": [rule for rule in rules.listed() if rule["paused_at"] is not None],
+            "curl": curl(visit, {"type": "echo", "payload": {"hello": "tower"}}),
             "is_new": not needs and not running and not waiting and not queries.tasks(within, before=None, limit=1),
         }
 

@@ -12,7 +12,7 @@ from tower.spec import TaskSpec
 from tower.ui import schema
 from tower.ui.forms import Again, Done, Fields
 from tower.ui.page import Page, Visit
-from tower.ui.task import asked, curl
+from tower.ui.task import asked, curl, curl_without_body
 
 _TEXTS = ("title", "concurrency_key", "idempotency_key")
 _NUMBERS = ("priority", "timeout_s", "silence_s", "max_attempts", "concurrency_limit")
@@ -53,7 +53,8 @@ def new(visit: Visit) -> dict[str, Any]:
         "is_open": any(value not in (None, "") for value in more.values()) or bool(labels),
         "error": said["error"],
         "origin": origin or (sent.one("origin") if sent else ""),
-        "curl": curl(body or example, ""),
+        "curl": curl(visit, body or example),
+        "curl_begin": curl_without_body(visit),
     }
 
 

@@ -42,6 +42,8 @@ _KEEP_ALIVE_S = 15.0
 class Visit:
     """Who looks at which address, and the tower it is about."""
 
+    #: Scheme and host, as whoever looks reached this tower.
+    origin: str
     path: str
     query: QueryParams
     values: Mapping[str, str]
@@ -61,6 +63,7 @@ class Visit:
         state, cookie, caller = request.app.state, request.cookies.get(COOKIE, ""), caller_of(request)
         theme = request.cookies.get(THEME, "")
         return cls(
+            origin=str(request.base_url).rstrip("/"),
             path=request.url.path,
             query=request.query_params,
             values={name: str(value) for name, value in request.path_params.items()},
@@ -140,7 +143,7 @@ class Page:
         return self._parts(self._context(visit))
 
     async def _stream(self, live: Live, visit: Visit, known: list[str]) -> AsyncIterator[bytes]:
-        with live.on((visit.path, str(visit.query), visit.caller), lambda: self.parts(visit)) as shown:
+        with live.on((visit.origin, visit.path, str(visit.query), visit.caller, visit.token), lambda: self.parts(visit)) as shown:
             while True:
                 try:
                     parts = await shown.wait(known, _KEEP_ALIVE_S)

@@ -66,7 +66,7 @@ def task(visit: Visit) -> dict[str, Any]:
         "ran_s": (row["finished_at"] or found["now"]) - row["started_at"] if row["started_at"] else None,
         "artifacts": [file for file in files if file["path"].startswith(f"{trace.ARTIFACTS}/")],
         "files": [file for file in files if not file["path"].startswith(f"{trace.ARTIFACTS}/")],
-        "curl": _curl(row),
+        "curl": _curl(visit, row),
     }
 
 
@@ -97,14 +97,17 @@ def asked(row: dict[str, Any]) -> dict[str, Any]:
     return {**said, "payload": json.loads(row["payload"]), **({"labels": labels} if labels else {})}
 
 
-def curl(body: dict[str, Any], address: str) -> str:
+def curl(visit: Visit, body: dict[str, Any]) -> str:
     """Return the command that asks for a task from a shell."""
-    return (
-        f"curl -s -X POST {shlex.quote(address + '/tasks/enqueue')} -H 'content-type: application/json' \\\n"
-        f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
-    )
+    return f"{curl_without_body(visit)} \\\n  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
 
 
-def _curl(row: dict[str, Any]) -> str:
-    text = curl(asked(row), "")
+def curl_without_body(visit: Visit) -> str:
+    """Return how that command begins; the key is one of the environment, since a page has none to tell."""
+    key = ' -H "authorization: Bearer $TOWER_KEY"' if visit.caller.key_id else ""
+    return f"curl -s -X POST {shlex.quote(visit.origin + '/tasks/enqueue')} -H 'content-type: application/json'{key}"
+
+
+def _curl(visit: Visit, row: dict[str, Any]) -> str:
+    text = curl(visit, asked(row))
     return text if len(text) <= _MOST_TEXT else ""

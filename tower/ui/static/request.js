@@ -44,6 +44,6 @@ export function installRequest() {
     } catch {
       return; // no JSON yet
     }
-    shown.textContent = `curl -s -X POST ${location.origin}/tasks/enqueue -H 'content-type: application/json' \\\n  -d ${quoted(told)}`;
+    shown.textContent = `${shown.dataset.begin} \\\n  -d ${quoted(told)}`;
   });
 }
