@@ -2,7 +2,7 @@
 
     python -m benchmarks run
     python -m benchmarks run --mode services --only throughput,latency --tasks 5000
-    python -m benchmarks run --only backlog,history,big     # minutes each, with --waiting and --finished as long as you like
+    python -m benchmarks run --only backlog,history,big,pages     # minutes each, with --waiting and --finished as long as you like
     python -m benchmarks profile --mode embedded            # where a task's CPU goes, by step
 
 Servers come from wheels, or are those of BENCH_DATABASE_URL and BENCH_REDIS_URL (an empty database, please). Figures drift with the
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import measures, scale
+from benchmarks import looking, measures, scale
 from benchmarks.measures import Figures
 from benchmarks.profile import profile
 from benchmarks.stack import Stack
@@ -36,6 +36,7 @@ def all_of(asked: argparse.Namespace) -> dict[str, Callable[[Stack], Figures]]:
         "backlog": lambda stack: scale.backlog(stack, asked.waiting),
         "history": lambda stack: scale.history(stack, asked.finished, asked.tasks),
         "big": scale.big,
+        "pages": looking.pages,
     }
 
 

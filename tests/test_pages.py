@@ -155,6 +155,7 @@ def test_a_limited_key_sees_and_changes_only_its_tasks(client: TestClient) -> No
     for place in ("/", "/ui/tasks", "/ui/tasks?view=board", f"/ui/tasks/{mine}"):
         text = client.get(place).text
         assert "mine indeed" in text and "of others" not in text, place
+    assert [found["name"] for found in client.get("/ui/find?text=e").json()] == ["mine indeed"]
     assert client.get(f"/ui/tasks/{other}").status_code == 404
     assert client.get(f"/ui/new?from={other}").status_code == 404
     for path in (f"/ui/tasks/{other}/cancel", f"/ui/tasks/{broken}/retry"):

@@ -57,6 +57,14 @@ def task(task_id: str) -> dict[str, Any]:
     return dict(row)
 
 
+def outline(task_id: str) -> dict[str, Any]:
+    """Return one task without the texts that may be large, and with its wait reason; raise NotFound."""
+    found = slim(Task.select(*SLIM).where(Task.id == task_id))
+    if not found:
+        raise not_found(task_id)
+    return found[0]
+
+
 def tasks(chosen: Filter, *, before: str | None, limit: int) -> list[dict[str, Any]]:
     """Return tasks, newest first, that come after the one with id `before`."""
     query = Task.select(*SLIM).order_by(Task.id.desc()).limit(limit)

@@ -62,6 +62,7 @@ RULES: dict[str, dict[str, str]] = {
     "/access/keys": {"GET": ADMIN, "POST": ADMIN},
     "/access/keys/{key_id}": {"DELETE": ADMIN},
     "/access/audit": {"GET": ADMIN},
+    "/ui/find": {"GET": VIEWER},
     "/ui/tasks": {"GET": VIEWER},
     "/ui/tasks/{task_id}": {"GET": VIEWER},
     "/ui/tasks/{task_id}/log": {"GET": VIEWER},

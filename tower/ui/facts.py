@@ -22,7 +22,7 @@ from tower.ui.task import curl, told
 _DAY_S = 86_400.0
 #: How far back the first page looks for what needs somebody.
 _NEEDS_S = 7 * _DAY_S
-_PER_PAGE, _PER_COLUMN = 50, 20
+_PER_PAGE, _PER_COLUMN, _OFFERED = 50, 20, 8
 #: Tasks that one look searches for what no index finds.
 _SEARCHED = 10_000
 
@@ -157,6 +157,12 @@ def _page(filter_: Filter, before: str | None) -> tuple[list[dict[str, Any]], st
     if len(rows) > _PER_PAGE:
         return rows[:_PER_PAGE], rows[_PER_PAGE - 1]["id"], None
     return rows, edge, _SEARCHED if edge else None
+
+
+def find(visit: Visit) -> list[dict[str, Any]]:
+    """Return the newest tasks whose title, type or id holds a text: what the palette offers while it is typed."""
+    rows, _, _ = db.read(lambda: _page(chosen(QueryParams(text=visit.query.get("text", "")), visit.within), None))
+    return [{"id": row["id"], "name": row["title"] or row["type"], "status": row["status"]} for row in rows[:_OFFERED]]
 
 
 def handlers(visit: Visit) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import RedirectResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from tower import db, queries
@@ -76,6 +76,12 @@ for _path, _page in _PAGES.items():
     router.add_api_route(_path, _endpoint(_page))
 for _path, _act in _FORMS.items():
     router.add_api_route(_path, form(_act), methods=["POST"])
+
+
+@router.get("/ui/find")
+async def find(request: Request) -> Response:
+    """Answer with the tasks that the palette offers."""
+    return JSONResponse(await run_in_threadpool(facts.find, Visit.of(request)))
 
 
 @router.get("/ui/tasks/{task_id}/lines")

@@ -31,7 +31,7 @@ def facts(visit: Visit) -> dict[str, Any]:
     first = _number(visit, "line")
 
     def work() -> dict[str, Any]:
-        row = queries.task(visit.values["task_id"])
+        row = queries.outline(visit.values["task_id"])
         window = log.window(root, row, None if first is None else first - 5, _LINES)
         found = log.search(root, row, wanted, _number(visit, "from") or 1) if wanted else None
         return {"row": row, "window": window, "found": found}
@@ -59,7 +59,7 @@ async def lines(visit: Visit) -> Response:
 
     def work() -> dict[str, Any]:
         first, count = _number(visit, "first"), _number(visit, "count") or _LINES
-        row = queries.task(visit.values["task_id"])
+        row = queries.outline(visit.values["task_id"])
         window = log.window(visit.settings.trace_dir, row, first, min(count, log.MOST_LINES))
         return {**window, "status": row["status"], "is_final": row["status"] in FINAL}
 

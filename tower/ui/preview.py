@@ -12,7 +12,6 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from tower import db, queries, trace
-from tower.models import Task
 from tower.ui.page import Visit
 
 #: Bytes of a file, and rows and columns of a table, that are shown.
@@ -25,16 +24,14 @@ _markdown = MarkdownIt("js-default", {"html": False, "linkify": False})
 def file(visit: Visit) -> dict[str, Any]:
     """Return what a page shows of one file."""
     task_id, name = visit.values["task_id"], visit.values["path"]
-    title = db.read(lambda: queries.slim(Task.select(*queries.SLIM).where(Task.id == task_id)))
-    if not title:
-        raise queries.not_found(task_id)
+    row = db.read(lambda: queries.outline(task_id))
     path = trace.find_file(visit.settings.trace_dir, task_id, name)
     size = path.stat().st_size
     shown = _shown(path) if size else {"kind": "empty"}
     return {
-        "title": f"{Path(name).name} · {title[0]['title'] or title[0]['type']}",
+        "title": f"{Path(name).name} · {row['title'] or row['type']}",
         "task_id": task_id,
-        "task_name": title[0]["title"] or title[0]["type"],
+        "task_name": row["title"] or row["type"],
         "path": name,
         "size": size,
         "siblings": trace.list_files(visit.settings.trace_dir, task_id),

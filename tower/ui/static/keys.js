@@ -48,10 +48,10 @@ function palette() {
     render();
     const number = ++asked;
     if (wanted.length < 2) return;
-    const answer = await fetch(`/tasks?limit=8&text=${encodeURIComponent(wanted)}`);
+    const answer = await fetch(`/ui/find?text=${encodeURIComponent(wanted)}`);
     if (!answer.ok || number !== asked) return;
-    const { tasks } = await answer.json();
-    found.push(...tasks.map((task) => ({ text: `${task.title || task.type} · ${task.status} · ${task.id.slice(0, 13)}`, place: `/ui/tasks/${task.id}` })));
+    const tasks = await answer.json();
+    found.push(...tasks.map((task) => ({ text: `${task.name} · ${task.status} · ${task.id.slice(0, 13)}`, place: `/ui/tasks/${task.id}` })));
     render();
   };
   let pause;

@@ -73,9 +73,11 @@ export function installLog() {
   }
 
   async function look() {
+    const began = performance.now();
     if (!document.hidden && (isFollowing || last >= total)) await later();
     if (isFollowing && total > last) await toEnd(); // it grows faster than it is read
-    if (!isFinal || last < total) setTimeout(look, 1000);
+    // A server that takes long is asked less often, so that any number may look.
+    if (!isFinal || last < total) setTimeout(look, Math.max(1000, 10 * (performance.now() - began)));
     else follow.hidden = true;
   }
 
