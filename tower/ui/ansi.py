@@ -19,6 +19,8 @@ _BASE = (
 
 def coloured(line: str) -> Markup:
     """Return one line of a log as HTML in which its colours are classes and nothing else of it acts."""
+    if "\x1b" not in line:  # most have none
+        return _piece(line, {})
     found, classes, at = [], dict[str, str](), 0
     for match in _ESCAPE.finditer(line):
         found.append(_piece(line[at : match.start()], classes))

@@ -13,7 +13,7 @@ from tower.ui.page import Page, Visit, refusal
 from tower.ui.words import templates
 
 #: Lines of a page, and of a piece at most.
-_LINES = 400
+_LINES = 200
 
 
 def _number(visit: Visit, name: str) -> int | None:
