@@ -168,6 +168,19 @@ def test_a_limited_key_sees_and_changes_only_its_tasks(client: TestClient) -> No
     assert client.post("/ui/pauses", data={"csrf_token": token, "kind": "tower", "do": "pause"}, headers=SAME).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("path", "status", "told"), [("/ui/keys", 403, "You may not do this"), ("/nowhere", 404, "There is no such thing")]
+)
+def test_whoever_looks_is_refused_with_a_page_and_a_program_with_a_problem(client: TestClient, path: str, status: int, told: str) -> None:
+    """By what is asked for."""
+    log_in(client, VIEWER)
+    page, answer = client.get(path, headers={"accept": "text/html,*/*"}), client.get(path)
+    assert (page.status_code, answer.status_code) == (status, status)
+    assert told in page.text and "the viewer" in page.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert client.get("/tasks/none", headers={"accept": "text/html"}).headers["content-type"] == "application/problem+json"
+
+
 def test_a_button_leads_to_a_record(client: TestClient) -> None:
     """Who pressed what is in the audit, by the name of the key."""
     task_id = r.insert()

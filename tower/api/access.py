@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -131,14 +131,19 @@ def _called(route: BaseRoute) -> tuple[str, Iterable[str]]:
     return (path, methods) if methods else (f"{path}/{{path:path}}", ("GET", "POST"))  # another application below it
 
 
+#: What tells somebody before a browser what a program is told as a problem.
+AsPage = Callable[[Request, TowerError], Awaitable[Response]]
+
+
 class Access:
     """Recognises who asks, refuses what may not be, and keeps a record of what was changed.
 
     What is none of `routes` is nowhere: a route that was added without a rule cannot be reached.
     """
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, sessions: Sessions, routes: Sequence[BaseRoute]) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, sessions: Sessions, routes: Sequence[BaseRoute], as_page: AsPage) -> None:
         self._app = app
+        self._as_page = as_page
         self._settings = settings
         self._sessions = sessions
         self._routes = routes
@@ -155,12 +160,12 @@ class Access:
         try:
             caller = await self._admit(scope, path, values)
         except TowerError as error:
-            refusal = self._refusal(scope, error)
+            refusal = await self._refusal(scope, path, error)
             await refusal(scope, receive, send)
             return
-        scope["state"]["caller"] = caller
         if path is None:
-            await nothing_at(scope["path"])(scope, receive, send)
+            absent = await self._refusal(scope, path, nothing_at(scope["path"]))
+            await absent(scope, receive, send)
             return
         if scope["method"] in _CHANGES and path not in _TOLD_ELSEWHERE and not scope["path"].startswith("/ui/"):
             await self._recorded(scope, receive, send, caller)
@@ -181,7 +186,7 @@ class Access:
         needed = rules.get(scope["method"], VIEWER)  # what does not exist is told to those who may look
         if needed == PUBLIC:
             return Caller(ANONYMOUS, VIEWER)
-        caller = await self._recognise(scope)
+        caller = scope["state"]["caller"] = await self._recognise(scope)
         if not caller.may(needed):
             raise Refused(f"This takes the role {needed}, and {caller.name!r} is {caller.role}; use another key.", code="role_required")
         if caller.is_limited:
@@ -256,7 +261,7 @@ class Access:
         is_proxied = "x-forwarded-for" in Headers(scope=scope) or "forwarded" in Headers(scope=scope)
         return ADMIN if self._settings.host in LOOPBACK and _address(scope) in LOOPBACK and not is_proxied else None
 
-    def _refusal(self, scope: Scope, error: TowerError) -> Response:
+    async def _refusal(self, scope: Scope, path: str | None, error: TowerError) -> Response:
         headers = Headers(scope=scope)
         wants_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
         if error.code in ("key_required", "invalid_key", "key_revoked", "key_expired"):
@@ -266,6 +271,8 @@ class Access:
             return problem(401, error.code, error.message, headers={"www-authenticate": "Bearer"})
         if error.code == "too_many_tries" and isinstance(error, Unavailable):
             return problem(429, error.code, error.message, headers={"retry-after": str(error.retry_after_s)})
+        if wants_page and "caller" in scope["state"] and (path is None or path in ("/", "/docs") or path.startswith("/ui/")):
+            return await self._as_page(Request(scope), error)
         return answer_to(error)
 
     async def _recorded(self, scope: Scope, receive: Receive, send: Send, caller: Caller) -> None:

@@ -50,7 +50,7 @@ def create_app(
         *(route for route in app.routes if hasattr(route, "path")),
     ]
     check_rules(known)
-    app.add_middleware(Access, settings=settings, sessions=app.state.sessions, routes=known)
+    app.add_middleware(Access, settings=settings, sessions=app.state.sessions, routes=known, as_page=ui.as_page)
     forms = (dashboard.PATH + "/", "/ui/", LOGIN, LOGOUT)
     app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body=settings.max_body_mb * 1_000_000, forms_below=forms)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

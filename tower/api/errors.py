@@ -176,7 +176,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     code = _CODES.get(error.status_code, HTTPStatus(error.status_code).phrase.lower().replace(" ", "_"))
     detail = str(error.detail)
     if error.status_code == 404:
-        return nothing_at(request.scope["path"])
+        return answer_to(nothing_at(request.scope["path"]))
     if error.status_code == 405:
         detail = f"{request.method} is not possible here; the Allow header says what is."
     if error.status_code == 413:
@@ -184,9 +184,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return problem(error.status_code, code, detail, headers=dict(error.headers or {}))
 
 
-def nothing_at(path: str) -> Response:
-    """Return the answer to a request for what does not exist."""
-    return problem(404, _CODES[404], f"There is nothing at {_printable(path[:200])}; GET /openapi.json lists what there is.")
+def nothing_at(path: str) -> NotFound:
+    """Return the error for an address where nothing is."""
+    return NotFound(f"There is nothing at {_printable(path[:200])}; GET /openapi.json lists what there is.", code=_CODES[404])
 
 
 def unexpected(scope: Scope, error: Exception) -> Response:

@@ -65,6 +65,11 @@ def install(app: FastAPI) -> APIRouter:
     return router
 
 
+async def as_page(request: Request, error: TowerError) -> Response:
+    """Answer with a page that tells what is wrong."""
+    return await refusal(Visit.of(request), error)
+
+
 def _endpoint(page: Page) -> Any:
     async def show(request: Request) -> Response:
         return await page(request)
