@@ -2,6 +2,7 @@
 
 import heapq
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,45 +11,48 @@ from tower.models import BROKEN, CANCELLED, FINAL, IN_FLIGHT, QUEUED, SUCCEEDED,
 from tower.queries import Filter
 
 #: Tasks counted one by one; what is more is told as that.
-MOST = 1000
+MOST = 100
 #: Tasks of each status in a bucket whose waits are read.
 SAMPLE = 50
 #: A bucket of the past is kept once no commit can be so late as to add to it.
 _SETTLED_S = 60.0
 
 
-def broken(within: Filter, since: float, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the newest tasks that did not succeed and that nobody repeated or cancelled, and how many there are, up to MOST."""
-    chosen = replace(within, statuses=tuple(status for status in BROKEN if status != CANCELLED), created_after=since, retried=False)
-    conditions = queries.conditions(chosen)
-    count = Task.select(Task.id).where(*conditions).limit(MOST).count()
-    return queries.tasks(chosen, before=None, limit=limit), count
+def broken(within: Filter, since: float) -> list[str]:
+    """Return the ids of up to MOST tasks that did not succeed and that nobody repeated or cancelled, newest first."""
+    statuses = tuple(status for status in BROKEN if status != CANCELLED)
+    return _ids(replace(within, statuses=statuses, created_after=since, retried=False), Task.id.desc())
 
 
-def waiting(within: Filter, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the tasks that are next in the queue with the reason why they wait, and how many wait, up to MOST."""
-    return _in_order(replace(within, statuses=(QUEUED,)), (Task.rank, Task.id), limit)
+def waiting(within: Filter) -> list[str]:
+    """Return the ids of up to MOST tasks that are next in the queue."""
+    return _ids(replace(within, statuses=(QUEUED,)), Task.rank, Task.id)
 
 
-def in_flight(within: Filter, limit: int) -> tuple[list[dict[str, Any]], int]:
-    """Return the tasks that workers have, longest first, and how many there are, up to MOST."""
-    return _in_order(replace(within, statuses=IN_FLIGHT), (Task.dispatched_at, Task.id), limit)
+def in_flight(within: Filter) -> list[str]:
+    """Return the ids of up to MOST tasks that workers have, longest first."""
+    return _ids(replace(within, statuses=IN_FLIGHT), Task.dispatched_at, Task.id)
 
 
-def _in_order(chosen: Filter, order: tuple[Any, ...], limit: int) -> tuple[list[dict[str, Any]], int]:
-    conditions = queries.conditions(chosen)
-    count = Task.select(Task.id).where(*conditions).limit(MOST).count()
-    return queries.slim(Task.select(*queries.SLIM).where(*conditions).order_by(*order).limit(limit)), count
+def _ids(chosen: Filter, *order: Any) -> list[str]:
+    return [row[0] for row in Task.select(Task.id).where(*queries.conditions(chosen)).order_by(*order).limit(MOST).tuples()]
 
 
-def just_ended(within: Filter, limit: int) -> list[dict[str, Any]]:
-    """Return the tasks that ended last, newest first."""
-    found = []
+def just_ended(within: Filter, limit: int) -> list[str]:
+    """Return the ids of the tasks that ended last, newest first."""
+    found: list[tuple[float, str]] = []
     for status in FINAL:  # one status at a time: their ends are in order in the index
         conditions = queries.conditions(replace(within, statuses=(status,)))
-        query = Task.select(*queries.SLIM).where(*conditions, Task.finished_at.is_null(False)).order_by(Task.finished_at.desc())
-        found.extend(queries.slim(query.limit(limit)))
-    return heapq.nlargest(limit, found, key=lambda row: row["finished_at"])
+        query = Task.select(Task.finished_at, Task.id).where(*conditions, Task.finished_at.is_null(False))
+        found.extend(query.order_by(Task.finished_at.desc()).limit(limit).tuples())
+    return [task_id for _, task_id in heapq.nlargest(limit, found)]
+
+
+def rows(*lists: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Return the tasks of lists of ids, all found by one question."""
+    wanted = {task_id for ids in lists for task_id in ids}
+    found = {row["id"]: row for row in queries.slim(Task.select(*queries.SLIM).where(Task.id << list(wanted)))} if wanted else {}
+    return [[found[task_id] for task_id in ids if task_id in found] for ids in lists]
 
 
 class Pace:

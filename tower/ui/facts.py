@@ -24,7 +24,7 @@ _DAY_S = 86_400.0
 _NEEDS_S = 7 * _DAY_S
 _PER_PAGE, _PER_COLUMN, _OFFERED = 50, 20, 8
 #: Tasks that one look searches for what no index finds.
-_SEARCHED = 10_000
+_SEARCHED = 5_000
 
 
 def tower(visit: Visit) -> dict[str, Any]:
@@ -33,18 +33,15 @@ def tower(visit: Visit) -> dict[str, Any]:
 
     def work() -> dict[str, Any]:
         now, within = db.clock(), visit.within
-        needs, needs_count = overview.broken(within, now - _NEEDS_S, 8)
-        running, running_count = overview.in_flight(within, 15)
-        waiting, waiting_count = overview.waiting(within, 10)
+        needs, running, waiting = overview.broken(within, now - _NEEDS_S), overview.in_flight(within), overview.waiting(within)
+        lists = overview.rows(needs[:8], running[:15], waiting[:10], overview.just_ended(within, 10))
+        shown = dict(zip(("needs", "running", "waiting", "ended"), ([told(row) for row in rows] for rows in lists), strict=True))
         workers, taken = queries.live_workers(visit.settings.lease_s), queries.running_counts()
         return {
-            "needs": [told(row) for row in needs],
-            "needs_count": needs_count,
-            "running": [told(row) for row in running],
-            "running_count": running_count,
-            "waiting": [told(row) for row in waiting],
-            "waiting_count": waiting_count,
-            "ended": [told(row) for row in overview.just_ended(within, 10)],
+            **shown,
+            "needs_count": len(needs),
+            "running_count": len(running),
+            "waiting_count": len(waiting),
             "hour": chart(visit.pace.read(within, now, 60, 60)),
             "day": chart(visit.pace.read(within, now, 1800, 48)),
             "workers": workers,
