@@ -3,7 +3,7 @@
 import heapq
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tower import db, queries
@@ -16,6 +16,22 @@ MOST = 100
 SAMPLE = 50
 #: A bucket of the past is kept once no commit can be so late as to add to it.
 _SETTLED_S = 60.0
+MINUTE_S, HALF_HOUR_S = 60, 1800
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A stretch of time from `at` on: how many tasks ended in it, and the mean wait of up to SAMPLE of each outcome."""
+
+    at: float
+    succeeded: int
+    broken: int
+    waited_s: float
+
+    @property
+    def ended(self) -> int:
+        """How many there were."""
+        return self.succeeded + self.broken
 
 
 def broken(within: Filter, since: float) -> list[str]:
@@ -59,40 +75,64 @@ class Pace:
     """How many tasks ended, and how long they had waited, bucket by bucket; what cannot change any more is asked for once."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Filter, float, int], dict[str, float]] = {}
+        self._kept: dict[tuple[Filter, int, int], Bucket] = {}
 
-    def read(self, within: Filter, now: float, bucket_s: float, count: int) -> list[dict[str, float]]:
-        """Return the last `count` buckets, oldest first: `at`, `succeeded`, `broken`, and `waited_s`, the mean wait of up to SAMPLE."""
-        last = int(now // bucket_s)
-        numbers = range(last - count + 1, last + 1)
-        unknown = [number for number in numbers if (within, bucket_s, number) not in self._kept]
-        fresh = _ended(within, unknown[0], bucket_s)
-        found = [self._kept.get((within, bucket_s, number)) or _bucket(within, number, bucket_s, fresh[number]) for number in numbers]
-        for number, bucket in zip(numbers, found, strict=True):
-            if now - (number + 1) * bucket_s > _SETTLED_S:
-                self._kept[within, bucket_s, number] = bucket
+    def read(self, within: Filter, now: float) -> tuple[list[Bucket], list[Bucket]]:
+        """Return the last hour by the minute and the last day by the half hour, oldest first."""
+        minutes = self._read(within, now, _last(now, MINUTE_S, 60), MINUTE_S)
+        numbers = _last(now, HALF_HOUR_S, 48)
+        settled = [number for number in numbers if _is_settled(number, HALF_HOUR_S, now)]
+        open_ones = [_sum(number, minutes) for number in numbers[len(settled) :]]  # they began within the hour
+        return minutes, self._read(within, now, settled, HALF_HOUR_S) + open_ones
+
+    def _read(self, within: Filter, now: float, numbers: Sequence[int], bucket_s: int) -> list[Bucket]:
         for key in [key for key in self._kept if key[1] == bucket_s and key[2] < numbers[0]]:
             del self._kept[key]
+        unknown = [number for number in numbers if (within, bucket_s, number) not in self._kept]
+        fresh = _ended(within, unknown[0] * bucket_s, (unknown[-1] + 1) * bucket_s, bucket_s) if unknown else {}
+        made = {number: _bucket(within, number, bucket_s, fresh.get(number, {})) for number in unknown}
+        found = [made.get(number) or self._kept[within, bucket_s, number] for number in numbers]
+        for number, bucket in made.items():
+            if _is_settled(number, bucket_s, now):
+                self._kept[within, bucket_s, number] = bucket
         return found
 
 
-def _ended(within: Filter, first: int, bucket_s: float) -> dict[int, dict[str, int]]:
-    """Return how many tasks of each status ended in each bucket from the first on; unless narrowed, the index alone tells."""
+def _last(now: float, bucket_s: int, count: int) -> range:
+    last = int(now // bucket_s)
+    return range(last - count + 1, last + 1)
+
+
+def _is_settled(number: int, bucket_s: int, now: float) -> bool:
+    return now - (number + 1) * bucket_s > _SETTLED_S
+
+
+def _sum(number: int, minutes: Sequence[Bucket]) -> Bucket:
+    """Return the half hour that some of these minutes are."""
+    begin = number * HALF_HOUR_S
+    some = [bucket for bucket in minutes if begin <= bucket.at < begin + HALF_HOUR_S and bucket.ended]
+    ended = sum(bucket.ended for bucket in some)
+    waited_s = sum(bucket.waited_s * bucket.ended for bucket in some) / ended if ended else 0.0
+    return Bucket(begin, sum(bucket.succeeded for bucket in some), sum(bucket.broken for bucket in some), waited_s)
+
+
+def _ended(within: Filter, begin: float, end: float, bucket_s: int) -> dict[int, dict[str, int]]:
+    """Return how many tasks of each status ended in each bucket between two times; unless narrowed, the index alone tells."""
     counts: dict[int, dict[str, int]] = defaultdict(dict)
     condition, values = _narrowed(within)
     whole = "FLOOR" if db.is_postgres() else ""  # where a cast rounds; SQLite may lack the function, and its cast cuts off
     for status in FINAL:
         found = db.rows(
-            f"SELECT CAST({whole}(finished_at / {bucket_s:.0f}) AS integer) AS bucket, COUNT(*) AS count FROM task"
-            f" WHERE status = '{status}' AND finished_at >= ?{condition} GROUP BY 1",
-            [first * bucket_s, *values],
+            f"SELECT CAST({whole}(finished_at / {bucket_s}) AS integer) AS bucket, COUNT(*) AS count FROM task"
+            f" WHERE status = '{status}' AND finished_at >= ? AND finished_at < ?{condition} GROUP BY 1",
+            [begin, end, *values],
         )
         for row in found:
             counts[row["bucket"]][status] = row["count"]
     return counts
 
 
-def _bucket(within: Filter, number: int, bucket_s: float, counts: dict[str, int]) -> dict[str, float]:
+def _bucket(within: Filter, number: int, bucket_s: int, counts: dict[str, int]) -> Bucket:
     """Return a bucket; the waits of all its tasks would take as long to read as there are many, so the first of them stand for the rest."""
     condition, values = _narrowed(within)
     waits: list[float] = []
@@ -104,12 +144,7 @@ def _bucket(within: Filter, number: int, bucket_s: float, counts: dict[str, int]
         )
         waits += [max(0.0, row["waited"]) for row in found if row["waited"] is not None]
     succeeded = counts.get(SUCCEEDED, 0)
-    return {
-        "at": number * bucket_s,
-        "succeeded": succeeded,
-        "broken": sum(counts.values()) - succeeded,
-        "waited_s": sum(waits) / len(waits) if waits else 0.0,
-    }
+    return Bucket(number * bucket_s, succeeded, sum(counts.values()) - succeeded, sum(waits) / len(waits) if waits else 0.0)
 
 
 def _narrowed(within: Filter) -> tuple[str, list[Any]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tower.models import FINAL
+from tower.overview import Bucket
 
 #: The height of a chart, and the width of each of its buckets, with the gap between two.
 HEIGHT, STEP, GAP = 60, 10, 2
@@ -40,24 +41,24 @@ class Chart:
         return len(self.bars) * STEP
 
 
-def chart(buckets: Sequence[dict[str, float]]) -> Chart:
+def chart(buckets: Sequence[Bucket]) -> Chart:
     """Return the drawing of what ended and how long it had waited."""
-    most = max((int(bucket["succeeded"] + bucket["broken"]) for bucket in buckets), default=0)
-    most_line = max((bucket["waited_s"] for bucket in buckets), default=0.0)
+    most = max((bucket.ended for bucket in buckets), default=0)
+    most_line = max((bucket.waited_s for bucket in buckets), default=0.0)
     scale = HEIGHT / most if most else 0
     bars = [
         Bar(
             x=index * STEP,
-            at=bucket["at"],
-            good=round(bucket["succeeded"] * scale, 2),
-            bad=round(bucket["broken"] * scale, 2),
-            good_count=int(bucket["succeeded"]),
-            bad_count=int(bucket["broken"]),
+            at=bucket.at,
+            good=round(bucket.succeeded * scale, 2),
+            bad=round(bucket.broken * scale, 2),
+            good_count=bucket.succeeded,
+            bad_count=bucket.broken,
         )
         for index, bucket in enumerate(buckets)
     ]
     points = [
-        f"{index * STEP + STEP / 2:g},{HEIGHT - bucket['waited_s'] / most_line * HEIGHT:.1f}" if most_line else ""
+        f"{index * STEP + STEP / 2:g},{HEIGHT - bucket.waited_s / most_line * HEIGHT:.1f}" if most_line else ""
         for index, bucket in enumerate(buckets)
     ]
     return Chart(

@@ -35,6 +35,7 @@ def tower(visit: Visit) -> dict[str, Any]:
         now, within = db.clock(), visit.within
         needs, running, waiting = overview.broken(within, now - _NEEDS_S), overview.in_flight(within), overview.waiting(within)
         lists = overview.rows(needs[:8], running[:15], waiting[:10], overview.just_ended(within, 10))
+        hour, day = visit.pace.read(within, now)
         shown = dict(zip(("needs", "running", "waiting", "ended"), ([told(row) for row in rows] for rows in lists), strict=True))
         workers, taken = queries.live_workers(visit.settings.lease_s), queries.running_counts()
         return {
@@ -42,8 +43,8 @@ def tower(visit: Visit) -> dict[str, Any]:
             "needs_count": len(needs),
             "running_count": len(running),
             "waiting_count": len(waiting),
-            "hour": chart(visit.pace.read(within, now, 60, 60)),
-            "day": chart(visit.pace.read(within, now, 1800, 48)),
+            "hour": chart(hour),
+            "day": chart(day),
             "workers": workers,
             "slots": sum(worker["slots"] for worker in workers),
             "taken": sum(taken.values()),

@@ -125,9 +125,12 @@ class Page:
         return HTMLResponse(text, status, headers={"content-security-policy": POLICY})
 
     def _render(self, visit: Visit) -> str:
-        context = self._context(visit)
-        live = ".".join(part.digest for part in self._parts(context).values())
-        return templates.get_template(self.template).render(context, live=live)
+        template, context = templates.get_template(self.template), self._context(visit)
+        parts = self._parts(context)
+        made = template.new_context({**context, "live": ".".join(part.digest for part in parts.values())})
+        for name, part in parts.items():  # which are made already
+            made.blocks[name] = [lambda _, text=part.text: iter((text,))]  # type: ignore[misc]
+        return "".join(template.root_render_func(made))
 
     def _context(self, visit: Visit) -> dict[str, Any]:
         return {"visit": visit, "version": __version__, "themes": THEMES, "roles": ROLES, **self.facts(visit)}
