@@ -463,6 +463,18 @@ def test_the_pace_counts_every_end_once(rows: Settings) -> None:
     assert [sum(bucket.ended for bucket in found) for found in narrowed] == [0, 0]
 
 
+def test_what_runs_shows_its_last_line(client: TestClient) -> None:
+    """Of each task its own, without what a terminal would do with it."""
+    claims = [r.running(worker=f"w{number}") for number in range(3)]
+    for number, claim in enumerate(claims[:2]):
+        text = f"2026-11-25T10:00:00.000Z [1] early\n2026-11-25T10:00:00.000Z [1] {'x' * 400 * number}step \x1b[32m{number}\x1b[0m<b>\n"
+        db.unit(lambda claim=claim, text=text: leases.append_log(claim, 1, text))  # type: ignore[misc]
+    log_in(client, VIEWER)
+    page = client.get("/").text
+    assert 'step <span class="a-f2">0</span>&lt;b&gt;' in page and 'step <span class="a-f2">1</span>&lt;b&gt;' in page
+    assert "early" not in page and page.count('class="doing"') == 2
+
+
 def test_a_life_is_drawn_to_scale() -> None:
     """Every stretch between two events, attempt by attempt."""
     kinds = [

@@ -71,6 +71,14 @@ def rows(*lists: Sequence[str]) -> list[list[dict[str, Any]]]:
     return [[found[task_id] for task_id in ids if task_id in found] for ids in lists]
 
 
+def last_lines(ids: Sequence[str]) -> dict[str, str]:
+    """Return the end of the last line that each of these tasks wrote into its log; those that wrote nothing are missing."""
+    one = "SELECT * FROM (SELECT task_id, substr(text, CASE WHEN length(text) > 300 THEN length(text) - 299 ELSE 1 END) AS text"
+    each = f"{one} FROM task_log WHERE task_id = ? ORDER BY seq DESC LIMIT 1) AS found"
+    found = db.rows(" UNION ALL ".join([each] * len(ids)), ids) if ids else []
+    return {row["task_id"]: row["text"].rstrip("\n").rpartition("\n")[2] for row in found}
+
+
 class Pace:
     """How many tasks ended, and how long they had waited, bucket by bucket; what cannot change any more is asked for once."""
 

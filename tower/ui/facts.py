@@ -16,6 +16,7 @@ from tower.models import BROKEN, IN_FLIGHT, QUEUED, STATUSES
 from tower.queries import Filter
 from tower.spec import Status
 from tower.ui.charts import chart
+from tower.ui.log import Line
 from tower.ui.page import Visit
 from tower.ui.task import curl, told
 
@@ -35,8 +36,11 @@ def tower(visit: Visit) -> dict[str, Any]:
         now, within = db.clock(), visit.within
         needs, running, waiting = overview.broken(within, now - _NEEDS_S), overview.in_flight(within), overview.waiting(within)
         lists = overview.rows(needs[:8], running[:15], waiting[:10], overview.just_ended(within, 10))
-        hour, day = visit.pace.read(within, now)
+        lines = overview.last_lines([row["id"] for row in lists[1]])
+        for row in lists[1]:
+            row["doing"] = Line(0, lines.get(row["id"], "")).told()["text"]
         shown = dict(zip(("needs", "running", "waiting", "ended"), ([told(row) for row in rows] for rows in lists), strict=True))
+        hour, day = visit.pace.read(within, now)
         workers, taken = queries.live_workers(visit.settings.lease_s), queries.running_counts()
         return {
             **shown,

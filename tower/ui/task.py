@@ -25,7 +25,12 @@ _DEFAULTS = {"priority": 0, "labels": {}, "concurrency_limit": 1}
 
 def told(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as a list shows it: as the API tells it, with times as numbers."""
-    return {**summary(row), **{name: value for name, value in row.items() if name.endswith("_at")}, "name": row["title"] or row["type"]}
+    return {
+        **summary(row),
+        **{name: value for name, value in row.items() if name.endswith("_at")},
+        "doing": row.get("doing"),
+        "name": row["title"] or row["type"],
+    }
 
 
 def task(visit: Visit) -> dict[str, Any]:

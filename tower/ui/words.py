@@ -1,11 +1,12 @@
 """How facts read on a page: times, spans, statuses, JSON, and the templates that use them."""
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tower.trace import rfc3339
 from tower.ui.ansi import coloured
@@ -32,6 +33,7 @@ REASONS = {
     "no_worker": "no worker for its queue",
     "no_free_slot": "no free slot",
 }
+_TICKED = re.compile("`([^`]+)`")
 _SIZES = ("B", "KB", "MB", "GB", "TB")
 
 
@@ -85,9 +87,14 @@ def pretty(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 
+def coded(text: str) -> Markup:
+    """Return a text in which what stands between backticks is code."""
+    return Markup(_TICKED.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped just now
+
+
 def _environment() -> Environment:
     made = Environment(loader=PackageLoader("tower.ui"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"when": when, "since": since, "span": span, "size": size, "pretty": pretty, "coloured": coloured}
+    made.filters |= {"when": when, "since": since, "span": span, "size": size, "pretty": pretty, "coloured": coloured, "coded": coded}
     made.globals |= {"STATUSES": STATUSES, "REASONS": REASONS}
     made.globals["parts"] = made.get_template("parts.html").module  # a part of a page is also made without the page around it
     return made
