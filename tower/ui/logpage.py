@@ -13,7 +13,7 @@ from tower.ui.page import Page, Visit, refusal
 from tower.ui.words import templates
 
 #: Lines of a page, and of a piece at most.
-_LINES = 200
+_LINES = 150
 
 
 def _number(visit: Visit, name: str) -> int | None:

@@ -1,5 +1,5 @@
 // A log of any length: lines come as they are scrolled to, go when they are far away, and follow while a task runs.
-const PIECE = 200, MOST = 2000;
+const PIECE = 150, MOST = 2000;
 
 export function installLog() {
   const log = document.querySelector("[data-log]");
