@@ -16,7 +16,7 @@ from tests.api.conftest import bare_app, is_problem
 from tests.conftest import BASE, LOCAL
 from tower import db, keys
 from tower.api import access
-from tower.api.access import PUBLIC, RULES, check_rules
+from tower.api.access import LOGIN, LOGOUT, PUBLIC, RULES, check_rules
 from tower.api.session import COOKIE, LASTS_S, Sessions, kept_secret
 from tower.errors import SettingsError
 from tower.keys import ADMIN, OPERATOR, ROLES, VIEWER
@@ -71,6 +71,15 @@ def test_every_route_of_the_app_has_a_rule_and_every_rule_a_route(app: FastAPI) 
     app.add_api_route("/new", lambda: "in")
     answer = TestClient(app, base_url=BASE).get("/new", headers=shown(BOOTSTRAP))
     assert answer.status_code == 404
+
+
+def test_a_viewer_changes_only_what_is_his_own_and_an_operator_no_rules() -> None:
+    """Whatever the table of rules says: that is what the words mean."""
+    changes = {(path, RULES[path][method]) for path, method in CALLS if method not in ("GET", "HEAD")}
+    assert {path for path, role in changes if role in (PUBLIC, VIEWER)} == {LOGIN, LOGOUT, "/ui/theme", "/ui/views"}
+    for path, role in changes:
+        about_all = ("/access/", "/rules/", "/ui/keys", "/ui/limits", "/dashboard")
+        assert not path.startswith(about_all) or role == ADMIN, path
 
 
 @pytest.mark.parametrize(("path", "method"), OTHERS)

@@ -463,6 +463,17 @@ def test_the_pace_counts_every_end_once(rows: Settings) -> None:
     assert [sum(bucket.ended for bucket in found) for found in narrowed] == [0, 0]
 
 
+def test_a_queue_that_nobody_takes_needs_somebody(client: TestClient) -> None:
+    """As long as something waits on it."""
+    log_in(client, VIEWER)
+    assert "which no worker takes" not in client.get("/").text
+    r.insert(queue="gpu")
+    assert re.search("1 wait on the queue.*gpu.*, which no worker takes", client.get("/").text)
+    r.add_worker(queues='["gpu"]')
+    page = client.get("/")
+    assert page.status_code == 200 and "which no worker takes" not in page.text
+
+
 def test_what_runs_shows_its_last_line(client: TestClient) -> None:
     """Of each task its own, without what a terminal would do with it."""
     claims = [r.running(worker=f"w{number}") for number in range(3)]

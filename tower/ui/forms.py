@@ -102,7 +102,7 @@ def _check_origin(request: Request, visit: Visit, fields: Fields) -> None:
         sessions = request.app.state.sessions
         is_ours = sessions.is_token(request.cookies.get("tower_session", ""), fields.one("csrf_token"))
     else:  # the guard has refused every other origin already, so that one is named is enough
-        is_ours = "origin" in headers or "sec-fetch-site" in headers or "authorization" in headers
+        is_ours = "origin" in headers or headers.get("sec-fetch-site") == "same-origin" or "authorization" in headers
     if not is_ours:
         raise Refused("This form does not come from a page of this session; load the page again and send it from there.", code="csrf_token")
 
