@@ -33,6 +33,19 @@ def past_runs(type_: str, *lasted_s: float) -> None:
         db.unit(lambda done=done: lifecycle.finish(done, Outcome(SUCCEEDED), new_id()))  # type: ignore[misc]
 
 
+def test_a_task_that_is_given_up_says_when() -> None:
+    """After what it waits for; also once it is handed out."""
+    r.add_worker()
+    rule("tower", "", paused_at=1.0)
+    at = now() + 90
+    task_id = r.insert(expires_at=at)
+    told = explain(task_id)
+    assert [link["reason"] for link in told["chain"]] == ["paused", "expires"]
+    assert re.search(r"; then it is given up at \S+, in (90|89) s, if it has not started by then$", told["summary"])
+    r.dispatch(task_id)
+    assert [link["reason"] for link in explain(task_id)["chain"]] == ["dispatched", "expires"]
+
+
 def rule(kind: str, name: str, **changes: Any) -> None:
     db.unit(lambda: Rule.insert(kind=kind, name=name, updated_at=0, **changes).execute())
 

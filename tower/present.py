@@ -165,6 +165,8 @@ def _setting(value: Any) -> str:
 
 
 def _attempt(found: dict[str, Any]) -> str:
+    if found["max_losses"] == 1:
+        return f"{found['attempt']} (at most one, whatever happens)"
     lost = f", {found['losses']} lost with their workers" if found["losses"] else ""
     return f"{found['attempt']} (up to {found['max_attempts']} may fail{lost})"
 

@@ -76,6 +76,8 @@ def why(task_id: str, lease_s: float) -> dict[str, Any]:
         found = obstacle(row, now)
         told["reason"] = found.reason if found else None
         chain = _chain(row, found, now, workers, ahead)
+    if row["expires_at"] is not None:
+        chain.append(_expires(row, now))
     summary = "; then ".join(_summed(chain))
     return {**told, "summary": summary, "chain": [asdict(link) for link in chain], "estimate": asdict(_estimate(row, now, workers))}
 
@@ -101,6 +103,14 @@ def _has_ended(row: Row) -> Link:
 def _is_handed_out(row: Row, now: Load) -> Link:
     message = f"handed to the workers {span(now.now - row['dispatched_at'])} ago, nobody has claimed it yet"
     return Link(DISPATCHED, message, "when a worker of its queue has a free slot")
+
+
+def _expires(row: Row, now: Load) -> Link:
+    left = row["expires_at"] - now.now
+    message = (
+        f"it is given up at {rfc3339(row['expires_at'])}, in {span(left)}" if left > 0 else "its time is over, it is given up any moment"
+    )
+    return Link("expires", f"{message}, if it has not started by then", "nothing: a task keeps its `expires_at`")
 
 
 def _chain(row: Row, found: Obstacle | None, now: Load, workers: Sequence[Row], ahead: int) -> list[Link]:

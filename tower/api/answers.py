@@ -115,6 +115,7 @@ class TaskSummary(BaseModel):
     attempt: int = Field(examples=[1])
     max_attempts: int = Field(examples=[1])
     losses: int = Field(description="How many workers were lost while they ran it.", examples=[0])
+    max_losses: int = Field(description="With so many it fails; with 1 it runs at most once.", examples=[3])
     timeout_s: float = Field(examples=[60])
     silence_s: float | None = Field(description="Seconds without output after which an attempt is timed out.", examples=[None])
     worker_id: str | None = Field(examples=[_ID])

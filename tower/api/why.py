@@ -24,7 +24,7 @@ class Link(BaseModel):
     """One thing that the task waits for."""
 
     reason: str = Field(
-        description="A wait reason, `ahead`, `next`, or the status of a task that does not wait.", examples=["concurrency_key"]
+        description="A wait reason, `ahead`, `next`, `expires`, or the status of a task that does not wait.", examples=["concurrency_key"]
     )
     message: str = Field(examples=[_HELD])
     frees: str = Field(description="What would free it.", examples=["when it ends; tasks of type command usually take 60 s"])
