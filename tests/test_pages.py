@@ -130,6 +130,19 @@ def test_a_form_from_elsewhere_does_nothing(client: TestClient, path: str) -> No
     assert _everything() == before
 
 
+@pytest.mark.parametrize(
+    "place", ["//evil.example", "https://evil.example", "/\\evil.example", "/ok\r\nset-cookie: a=b", "evil", "javascript:alert(1)"]
+)
+def test_no_form_leads_elsewhere(client: TestClient, place: str) -> None:
+    """By where it says to go on."""
+    task_id = r.insert()
+    token = log_in(client, OPERATOR)
+    answer = client.post(f"/ui/tasks/{task_id}/cancel", data={"csrf_token": token, "next": place}, headers=SAME)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/ui/tasks/{task_id}")
+    answer = client.post("/ui/theme", data={"theme": "dark", "next": place}, headers=SAME)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
 def test_where_nobody_needs_a_key_a_form_still_says_where_it_comes_from(settings_of_pages: Settings, registry: Registry) -> None:
     """A browser always does; what does not is no browser's form."""
     app = bare_app(settings_of_pages.model_copy(update={"anonymous": "loopback"}), registry, StubBroker())

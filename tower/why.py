@@ -107,10 +107,8 @@ def _is_handed_out(row: Row, now: Load) -> Link:
 
 def _expires(row: Row, now: Load) -> Link:
     left = row["expires_at"] - now.now
-    message = (
-        f"it is given up at {rfc3339(row['expires_at'])}, in {span(left)}" if left > 0 else "its time is over, it is given up any moment"
-    )
-    return Link("expires", f"{message}, if it has not started by then", "nothing: a task keeps its `expires_at`")
+    message = f"it is given up at {rfc3339(row['expires_at'])}, in {span(left)}, if it has not started by then"
+    return Link("expires", message if left > 0 else "its time is over, it is given up any moment", "nothing: a task keeps its expires_at")
 
 
 def _chain(row: Row, found: Obstacle | None, now: Load, workers: Sequence[Row], ahead: int) -> list[Link]:
