@@ -476,6 +476,18 @@ def test_the_pace_counts_every_end_once(rows: Settings) -> None:
     assert [sum(bucket.ended for bucket in found) for found in narrowed] == [0, 0]
 
 
+def test_code_in_a_message_is_code_and_nothing_more(client: TestClient) -> None:
+    """Messages of errors are of tasks."""
+    claim = r.running()
+    error = {"code": "handler_error", "message": "no `<b>` in <i>", "advice": "add `<b>`"}
+    db.unit(lambda: lifecycle.finish(claim, Outcome("failed", error=error), "t"))
+    log_in(client, VIEWER)
+    for place in ("/", f"/ui/tasks/{claim.id}"):
+        page = client.get(place).text
+        assert "no <code>&lt;b&gt;</code> in &lt;i&gt;" in page or place != "/"
+        assert "<b>" not in page and "<i>" not in page
+
+
 def test_a_queue_that_nobody_takes_needs_somebody(client: TestClient) -> None:
     """As long as something waits on it."""
     log_in(client, VIEWER)
@@ -491,12 +503,13 @@ def test_what_runs_shows_its_last_line(client: TestClient) -> None:
     """Of each task its own, without what a terminal would do with it."""
     claims = [r.running(worker=f"w{number}") for number in range(3)]
     for number, claim in enumerate(claims[:2]):
-        text = f"2026-11-25T10:00:00.000Z [1] early\n2026-11-25T10:00:00.000Z [1] {'x' * 400 * number}step \x1b[32m{number}\x1b[0m<b>\n"
-        db.unit(lambda claim=claim, text=text: leases.append_log(claim, 1, text))  # type: ignore[misc]
+        for part, said in enumerate(("early", f"{'x' * 400 * number}step \x1b[32m{number}\x1b[0m<b>")):
+            lines = f"2026-11-25T10:00:00.000Z [1] before\n2026-11-25T10:00:00.000Z [1] {said}\n"
+            db.unit(lambda claim=claim, part=part, lines=lines: leases.append_log(claim, part, lines))  # type: ignore[misc]
     log_in(client, VIEWER)
     page = client.get("/").text
     assert 'step <span class="a-f2">0</span>&lt;b&gt;' in page and 'step <span class="a-f2">1</span>&lt;b&gt;' in page
-    assert "early" not in page and page.count('class="doing"') == 2
+    assert "early" not in page and "before" not in page and page.count('class="doing"') == 2
 
 
 def test_a_life_is_drawn_to_scale() -> None:
