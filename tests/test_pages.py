@@ -24,7 +24,7 @@ from tests.api.conftest import bare_app
 from tests.conftest import BASE, LOCAL
 from tower import db, keys, leases, lifecycle, overview, queries, views
 from tower.api.access import RULES
-from tower.errors import InvalidTask
+from tower.errors import InvalidTask, Unavailable
 from tower.handler import Registry
 from tower.keys import ADMIN, ANONYMOUS, OPERATOR, ROLES, VIEWER, Caller
 from tower.lifecycle import Outcome
@@ -406,17 +406,61 @@ def test_a_log_goes_on_behind_its_file(rows: Settings) -> None:
     claim = r.running()
     db.unit(lambda: leases.append_log(claim, 0, "2031-05-01T08:00:00.000Z [1] \x1b[31mone\x1b[0m\n"))
     row = db.read(lambda: queries.task(claim.id))
-    window = db.read(lambda: log.window(rows.trace_dir, row, None, 10))
+    window = log.window(db.read(lambda: log.Log(rows.trace_dir, row)), None, 10)
     assert [str(line["text"]) for line in window["lines"]][-1] == '<span class="a-f1">one</span>'
     assert window["count"] == 4
     folder = rows.trace_dir / claim.id
     folder.mkdir(parents=True)
     (folder / "log.txt").write_text("traced 1\ntraced 2\nhalf a")
     behind = {**row, "traced_bytes": 18, "traced_seq": row["seq"] - 1}
-    window = db.read(lambda: log.window(rows.trace_dir, behind, 1, 10))
+    shown = db.read(lambda: log.Log(rows.trace_dir, behind))
+    window = log.window(shown, 1, 10)
     assert [str(line["text"]) for line in window["lines"]] == ["traced 1", "traced 2", '<span class="a-f1">one</span>']
-    found = db.read(lambda: log.search(rows.trace_dir, behind, "ONE", 1))
-    assert [hit["number"] for hit in found["hits"]] == [3]
+    assert [hit["number"] for hit in log.search(shown, "ONE", 1)["hits"]] == [3]
+    shown.close()
+
+
+def test_a_log_is_known_by_its_task_whoever_looked_before(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by a number of the disk that another file had, nor further than whoever looks may see."""
+    monkeypatch.setattr(log, "_BLOCK", 64)
+    first, second = ended(), ended()
+    for task_id, lines in ((first, 500), (second, 30)):
+        path = rows.trace_dir / task_id / "log.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text("".join(f"line {number}\n" for number in range(lines)))
+    row = {**r.row(first), "traced_seq": 99, "traced_bytes": 10_000}
+    whole, early = log.Log(rows.trace_dir, row), log.Log(rows.trace_dir, {**row, "traced_bytes": 70})
+    assert (whole.count, early.count) == (500, 10)
+    assert [line.text for line in early.lines(9, 5)] == ["line 8", "line 9"]
+    whole.close()
+    early.close()
+    with monkeypatch.context() as patch:  # as when the first is gone and the disk gives its number to the next
+        known = os.fstat(os.open(rows.trace_dir / first / "log.txt", os.O_RDONLY))
+        patch.setattr(log.os, "fstat", lambda file: known)
+        other = log.Log(rows.trace_dir, {**r.row(second), "traced_seq": 99, "traced_bytes": 10 + 20 * 8 + 60})
+        assert [line.text for line in other.lines(28, 9)] == ["line 27", "line 28", "line 29"]
+        other.close()
+
+
+def test_a_search_takes_a_second_and_says_where_to_go_on(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more than two search at once."""
+    task_id = ended()
+    path = rows.trace_dir / task_id / "log.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(f"line {number} \x1b[31mfoo\x1b[0mbar\n" for number in range(50)))
+    shown = log.Log(rows.trace_dir, {**r.row(task_id), "traced_seq": 99, "traced_bytes": 1_000_000})
+    assert len(log.search(shown, "FOOBAR", 1)["hits"]) == 50
+    monkeypatch.setattr(log, "_SEARCHED", 10)
+    monkeypatch.setattr(log, "_SEARCH_S", 0.0)
+    assert log.search(shown, "line 49", 1) == {"hits": [], "following": 11}
+    assert [hit["number"] for hit in log.search(shown, "line 49", 41)["hits"]] == [50]
+    for _ in range(log._SEARCHES):
+        log._searching.acquire()
+    with pytest.raises(Unavailable, match="Others search"):
+        log.search(shown, "x", 1)
+    for _ in range(log._SEARCHES):
+        log._searching.release()
+    shown.close()
 
 
 @pytest.mark.parametrize(

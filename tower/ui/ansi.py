@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 
 from markupsafe import Markup, escape
 
 _ESCAPE = re.compile(r"\x1b(?:\[([0-9;:]*)([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]|.?)", re.DOTALL)
 #: Control characters that would be seen, or turn the direction of what follows.
 _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+#: Colours of one line that are shown; a line with more goes on in the last.
+_MOST_TURNS = 100
 _STYLES = {1: "b", 2: "dim", 3: "i", 4: "u", 7: "inv", 9: "s"}
 _OFF = {22: ("b", "dim"), 23: ("i",), 24: ("u",), 27: ("inv",), 29: ("s",)}
 #: The sixteen colours that a page has, as red, green, blue; 256 colours and true colour take the nearest.
@@ -22,12 +25,12 @@ def coloured(line: str) -> Markup:
     if "\x1b" not in line:  # most have none
         return _piece(line, {})
     found, classes, at = [], dict[str, str](), 0
-    for match in _ESCAPE.finditer(line):
+    for match in islice(_ESCAPE.finditer(line), _MOST_TURNS):
         found.append(_piece(line[at : match.start()], classes))
         if match[2] == "m":
             _turn(classes, match[1])
         at = match.end()
-    found.append(_piece(line[at:], classes))
+    found.append(_piece(_ESCAPE.sub("", line[at:]), classes))
     return Markup("").join(found)
 
 

@@ -2,22 +2,25 @@
 
 import os
 import re
+import time
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import BoundedSemaphore, Lock
 from typing import Any
 
 from tower import queries, trace
-from tower.errors import InvalidTask, NotFound
+from tower.errors import InvalidTask, NotFound, Unavailable
 from tower.ui.ansi import coloured, plain
 
 #: Bytes between two places whose line numbers are remembered.
 _BLOCK = 64 * 1024
-#: Characters of a line that are shown; lines of a page at most; hits of a search.
-_MOST_LINE, MOST_LINES, _MOST_HITS = 4000, 1000, 200
+#: Characters of a line that are shown; lines of a page; hits of a search.
+_MOST_LINE, PAGE, _MOST_HITS = 4000, 150, 200
+#: Seconds that one search takes at most, the lines it reads between two looks at the clock, and how many may search at once.
+_SEARCH_S, _SEARCHED, _SEARCHES = 1.0, 2000, 2
 #: Log chunks beyond the file that are read: a quarter of a megabyte each, at most.
 _MOST_CHUNKS = 16
 _FILES = 64
@@ -51,16 +54,20 @@ class _Index:
 
     def __init__(self) -> None:
         self._before = [0]
-        self._read = 0
         self._lock = Lock()
 
-    def grow(self, file: int, size: int) -> int:
-        """Read what was added, and return how many whole lines the first `size` bytes have."""
+    @property
+    def length(self) -> int:
+        """The bytes that were read."""
+        return (len(self._before) - 1) * _BLOCK
+
+    def count(self, file: int, size: int) -> int:
+        """Return how many whole lines the first `size` bytes have, reading what was not read before."""
         with self._lock:
-            while size - self._read >= _BLOCK:
-                self._before.append(self._before[-1] + os.pread(file, _BLOCK, self._read).count(b"\n"))
-                self._read += _BLOCK
-            return self._before[-1] + os.pread(file, max(0, size - self._read), self._read).count(b"\n")
+            while size - self.length >= _BLOCK:
+                self._before.append(self._before[-1] + os.pread(file, _BLOCK, self.length).count(b"\n"))
+        block = size // _BLOCK  # the index may have grown further for somebody else
+        return self._before[block] + os.pread(file, size - block * _BLOCK, block * _BLOCK).count(b"\n")
 
     def start_of(self, file: int, line: int) -> int:
         """Return the byte at which a line begins, counted from 0; it must be there."""
@@ -77,15 +84,17 @@ class _Indexes:
     """The indexes of the files that were looked at last."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, int], _Index] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int, int], _Index] = OrderedDict()
         self._lock = Lock()
 
-    def of(self, file: int) -> _Index:
-        """Return the index of an open file."""
+    def of(self, task_id: str, file: int) -> _Index:
+        """Return the index of the open log of a task; its number on the disk alone may be that of a file that is gone."""
         info = os.fstat(file)
-        key = (info.st_dev, info.st_ino)
+        key = (task_id, info.st_dev, info.st_ino)
         with self._lock:
-            found = self._kept.pop(key, None) or _Index()
+            found = self._kept.pop(key, None)
+            if found is None or found.length > info.st_size:
+                found = _Index()
             self._kept[key] = found
             while len(self._kept) > _FILES:
                 self._kept.popitem(last=False)
@@ -93,22 +102,39 @@ class _Indexes:
 
 
 _indexes = _Indexes()
+_searching = BoundedSemaphore(_SEARCHES)
 
 
 class Log:
-    """The log of a task: the file as far as it was traced, and behind it what only the rows know yet. Use it inside `db.read`."""
+    """The log of a task: the file as far as it was traced, and behind it what only the rows know yet.
+
+    Make it inside `db.read`; what it reads afterwards is the file alone.
+    """
 
     def __init__(self, root: Path, row: dict[str, Any]) -> None:
         self._task_id = row["id"]
         self._file = self._open(root)
-        self._size = row["traced_bytes"] if self._file is not None else 0
-        if self._file is not None:
-            self._size = min(self._size, os.fstat(self._file).st_size)
-        self._index = _indexes.of(self._file) if self._file is not None else _Index()
-        self._in_file = self._index.grow(self._file, self._size) if self._file is not None else 0
-        after = row["traced_seq"] if self._file is not None else 0
-        self._more, self.is_cut = self._unwritten(after, row["seq"])
-        self.count = self._in_file + len(self._more)
+        try:
+            after = row["traced_seq"] if self._file is not None else 0
+            self._more, self.is_cut = self._unwritten(after, row["seq"])
+            self._size = min(row["traced_bytes"], os.fstat(self._file).st_size) if self._file is not None else 0
+        except BaseException:
+            self.close()
+            raise
+        self._index = _indexes.of(self._task_id, self._file) if self._file is not None else _Index()
+        self._in_file: int | None = None
+
+    @property
+    def in_file(self) -> int:
+        """How many lines the file has."""
+        if self._in_file is None:
+            self._in_file = self._index.count(self._file, self._size) if self._file is not None else 0
+        return self._in_file
+
+    @property
+    def count(self) -> int:
+        """How many lines there are."""
+        return self.in_file + len(self._more)
 
     def _open(self, root: Path) -> int | None:
         try:
@@ -132,9 +158,9 @@ class Log:
     def lines(self, first: int, count: int) -> list[Line]:
         """Return some lines, from number `first` on."""
         first = max(1, first)
-        in_file = max(0, min(count, self._in_file - first + 1))
+        in_file = max(0, min(count, self.in_file - first + 1))
         texts = list(self._of_file(first - 1, in_file)) if in_file else []
-        behind = max(0, first - 1 - self._in_file)
+        behind = max(0, first - 1 - self.in_file)
         texts += self._more[behind : behind + count - in_file]
         return [Line(first + offset, text) for offset, text in enumerate(texts)]
 
@@ -148,41 +174,37 @@ class Log:
             yield from (line.decode("utf-8", "replace") for line in whole[:count])
             count -= len(whole)
 
-    def find(self, wanted: str, start: int) -> tuple[list[Line], bool]:
-        """Return the lines from number `start` on that hold a text, whatever its case, and whether there are more than that."""
-        if not 1 <= len(wanted) <= 200:
-            raise InvalidTask("Search for 1 to 200 characters.", code="invalid_field", field="find")
+    def find(self, wanted: str, start: int) -> tuple[list[Line], int | None]:
+        """Return the lines from number `start` on that hold a text, whatever its case, and where to go on if there may be more."""
         hits: list[Line] = []
-        low = wanted.lower()
-        for line in self._all(start):
-            if low in line.text.lower() and low in plain(line.text).lower():
-                if len(hits) == _MOST_HITS:
-                    return hits, True
-                hits.append(line)
-        return hits, False
-
-    def _all(self, start: int) -> Iterator[Line]:
-        while lines := self.lines(start, 5000):
-            yield from lines
+        low, began = wanted.lower(), time.monotonic()
+        while lines := self.lines(start, _SEARCHED):
+            for line in lines:
+                if low in (plain(line.text) if "\x1b" in line.text else line.text).lower():
+                    if len(hits) == _MOST_HITS:
+                        return hits, line.number
+                    hits.append(line)
             start = lines[-1].number + 1
+            if time.monotonic() - began > _SEARCH_S:
+                return hits, start if start <= self.count else None
+        return hits, None
 
 
-def window(root: Path, row: dict[str, Any], first: int | None, count: int) -> dict[str, Any]:
-    """Return some lines of a task's log from a number on, or the last ones. Runs inside `db.read`."""
-    log = Log(root, row)
+def window(log: Log, first: int | None, count: int) -> dict[str, Any]:
+    """Return some lines of a log from a number on, or the last ones."""
+    first = max(1, log.count - count + 1) if first is None else min(max(1, first), max(1, log.count))
+    lines = log.lines(first, min(count, PAGE))
+    return {"lines": [line.told() for line in lines], "first": first, "count": log.count, "is_cut": log.is_cut}
+
+
+def search(log: Log, wanted: str, start: int) -> dict[str, Any]:
+    """Return the lines that hold a text, and where to go on; raise InvalidTask, or Unavailable while others search."""
+    if not 1 <= len(wanted) <= 200:
+        raise InvalidTask("Search for 1 to 200 characters.", code="invalid_field", field="find")
+    if not _searching.acquire(timeout=_SEARCH_S):
+        raise Unavailable("Others search logs right now.", code="busy", retry_after_s=2)
     try:
-        first = max(1, log.count - count + 1) if first is None else min(max(1, first), max(1, log.count))
-        lines = log.lines(first, min(count, MOST_LINES))
-        return {"lines": [line.told() for line in lines], "first": first, "count": log.count, "is_cut": log.is_cut}
+        hits, following = log.find(wanted, start)
     finally:
-        log.close()
-
-
-def search(root: Path, row: dict[str, Any], wanted: str, start: int) -> dict[str, Any]:
-    """Return the lines that hold a text. Runs inside `db.read`."""
-    log = Log(root, row)
-    try:
-        hits, has_more = log.find(wanted, start)
-        return {"hits": [hit.told() for hit in hits], "has_more": has_more}
-    finally:
-        log.close()
+        _searching.release()
+    return {"hits": [hit.told() for hit in hits], "following": following}

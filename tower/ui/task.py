@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from tower import db, queries, trace
@@ -48,16 +49,21 @@ def task(visit: Visit) -> dict[str, Any]:
             "why": None if is_final else why(task_id, visit.settings.lease_s),
             "relatives": [told(other) for other in _relatives(visit, row)],
             "phases": phases(happened, row["finished_at"] or now),
-            "tail": log.window(visit.settings.trace_dir, row, None, _TAIL),
+            "log": log.Log(visit.settings.trace_dir, row),
         }
 
     found = db.read(work)
     row = found.pop("row")
+    with closing(found.pop("log")) as shown:
+        tail = log.window(shown, None, _TAIL)
     full = detail(row)
     files = trace.list_files(visit.settings.trace_dir, task_id)
     is_final = row["status"] in FINAL
     return {
         **found,
+        "tail": tail,
+        "log_at": f"/ui/tasks/{task_id}/log",
+        "has_more_events": len(found["happened"]) == _EVENTS,
         "title": row["title"] or f"{row['type']} {task_id[:8]}",
         "task": {**full, **told(row), "error": full["error"]},
         "is_final": is_final,
