@@ -1,4 +1,4 @@
-"""What the first page tells of all tasks at once. Each question runs inside `db.read`, and none walks more rows than it shows."""
+"""What the first page tells of all tasks at once. Each question runs inside `db.read`."""
 
 import heapq
 from collections import defaultdict
@@ -14,6 +14,8 @@ from tower.queries import Filter
 MOST = 100
 #: Tasks of each status in a bucket whose waits are read.
 SAMPLE = 50
+#: Tasks of a label that are counted for somebody who sees no others; callers whose buckets are kept.
+LABELLED, _MOST_KEPT = 5000, 40
 #: A bucket of the past is kept once no commit can be so late as to add to it.
 _SETTLED_S = 60.0
 MINUTE_S, HALF_HOUR_S = 60, 1800
@@ -83,27 +85,35 @@ class Pace:
     """How many tasks ended, and how long they had waited, bucket by bucket; what cannot change any more is asked for once."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[Filter, int, int], Bucket] = {}
+        self._kept: dict[tuple[Filter, int], dict[int, Bucket]] = {}
 
     def read(self, within: Filter, now: float) -> tuple[list[Bucket], list[Bucket]]:
         """Return the last hour by the minute and the last day by the half hour, oldest first."""
         minutes = self._read(within, now, _last(now, MINUTE_S, 60), MINUTE_S)
         numbers = _last(now, HALF_HOUR_S, 48)
         settled = [number for number in numbers if _is_settled(number, HALF_HOUR_S, now)]
-        open_ones = [_sum(number, minutes) for number in numbers[len(settled) :]]  # they began within the hour
+        open_ones = [_half_hour(number, minutes) for number in numbers[len(settled) :]]  # they began within the hour
         return minutes, self._read(within, now, settled, HALF_HOUR_S) + open_ones
 
     def _read(self, within: Filter, now: float, numbers: Sequence[int], bucket_s: int) -> list[Bucket]:
-        for key in [key for key in self._kept if key[1] == bucket_s and key[2] < numbers[0]]:
-            del self._kept[key]
-        unknown = [number for number in numbers if (within, bucket_s, number) not in self._kept]
-        fresh = _ended(within, unknown[0] * bucket_s, (unknown[-1] + 1) * bucket_s, bucket_s) if unknown else {}
-        made = {number: _bucket(within, number, bucket_s, fresh.get(number, {})) for number in unknown}
-        found = [made.get(number) or self._kept[within, bucket_s, number] for number in numbers]
-        for number, bucket in made.items():
-            if _is_settled(number, bucket_s, now):
-                self._kept[within, bucket_s, number] = bucket
-        return found
+        kept = self._kept.get((within, bucket_s), {})  # never changed, only replaced: many threads look at once
+        unknown = [number for number in numbers if number not in kept]
+        made = _made(within, unknown, bucket_s) if unknown else {}
+        settled = {number: bucket for number, bucket in made.items() if _is_settled(number, bucket_s, now)}
+        found = {**kept, **made}
+        if settled:
+            self._keep((within, bucket_s), {number: found[number] for number in numbers if number in kept or number in settled})
+        return [found[number] for number in numbers]
+
+    def _keep(self, key: tuple[Filter, int], buckets: dict[int, Bucket]) -> None:
+        self._kept = {**dict(list(self._kept.items())[-_MOST_KEPT:]), key: buckets}
+
+
+def _made(within: Filter, numbers: Sequence[int], bucket_s: int) -> dict[int, Bucket]:
+    if within.within_labels:
+        return _labelled(within, numbers, bucket_s)
+    ended = _ended(within, numbers[0] * bucket_s, (numbers[-1] + 1) * bucket_s, bucket_s)
+    return {number: _bucket(within, number, bucket_s, ended.get(number, {})) for number in numbers}
 
 
 def _last(now: float, bucket_s: int, count: int) -> range:
@@ -115,13 +125,9 @@ def _is_settled(number: int, bucket_s: int, now: float) -> bool:
     return now - (number + 1) * bucket_s > _SETTLED_S
 
 
-def _sum(number: int, minutes: Sequence[Bucket]) -> Bucket:
-    """Return the half hour that some of these minutes are."""
+def _half_hour(number: int, minutes: Sequence[Bucket]) -> Bucket:
     begin = number * HALF_HOUR_S
-    some = [bucket for bucket in minutes if begin <= bucket.at < begin + HALF_HOUR_S and bucket.ended]
-    ended = sum(bucket.ended for bucket in some)
-    waited_s = sum(bucket.waited_s * bucket.ended for bucket in some) / ended if ended else 0.0
-    return Bucket(begin, sum(bucket.succeeded for bucket in some), sum(bucket.broken for bucket in some), waited_s)
+    return _together(begin, [bucket for bucket in minutes if begin <= bucket.at < begin + HALF_HOUR_S])
 
 
 def _ended(within: Filter, begin: float, end: float, bucket_s: int) -> dict[int, dict[str, int]]:
@@ -153,6 +159,31 @@ def _bucket(within: Filter, number: int, bucket_s: int, counts: dict[str, int]) 
         waits += [max(0.0, row["waited"]) for row in found if row["waited"] is not None]
     succeeded = counts.get(SUCCEEDED, 0)
     return Bucket(number * bucket_s, succeeded, sum(counts.values()) - succeeded, sum(waits) / len(waits) if waits else 0.0)
+
+
+def _labelled(within: Filter, numbers: Sequence[int], bucket_s: int) -> dict[int, Bucket]:
+    """Return the buckets of somebody who sees the tasks with some labels only: of the newest LABELLED of them, since no index has both."""
+    (key, value), *others = within.within_labels
+    condition, values = _narrowed(replace(within, within_labels=tuple(others)))
+    whole = "FLOOR" if db.is_postgres() else ""
+    found = db.rows(
+        f"SELECT CAST({whole}(finished_at / {bucket_s}) AS integer) AS bucket, status, COUNT(*) AS count,"
+        " AVG(CASE WHEN started_at > queued_at THEN started_at - queued_at WHEN started_at IS NOT NULL THEN 0 END) AS waited_s"
+        f" FROM (SELECT task_id FROM task_label WHERE key = ? AND value = ? ORDER BY task_id DESC LIMIT {LABELLED}) AS newest"
+        f" CROSS JOIN task WHERE id = newest.task_id AND finished_at >= ? AND finished_at < ?{condition} GROUP BY 1, 2",
+        [key, value, numbers[0] * bucket_s, (numbers[-1] + 1) * bucket_s, *values],
+    )
+    parts: dict[int, list[Bucket]] = defaultdict(list)
+    for row in found:
+        good = row["count"] if row["status"] == SUCCEEDED else 0
+        parts[row["bucket"]].append(Bucket(0, good, row["count"] - good, row["waited_s"] or 0.0))
+    return {number: _together(number * bucket_s, parts[number]) for number in numbers}
+
+
+def _together(at: float, parts: Sequence[Bucket]) -> Bucket:
+    ended = sum(part.ended for part in parts)
+    waited_s = sum(part.waited_s * part.ended for part in parts) / ended if ended else 0.0
+    return Bucket(at, sum(part.succeeded for part in parts), sum(part.broken for part in parts), waited_s)
 
 
 def _narrowed(within: Filter) -> tuple[str, list[Any]]:

@@ -24,8 +24,8 @@ def save(caller: Caller, name: str, query: str) -> None:
     mine = SavedView.select().where(SavedView.owner == _owner(caller), SavedView.name != name)
     if mine.count() >= _MOST:
         raise InvalidTask(f"There are {_MOST} views already; remove one first.", code="invalid_field", field="name")
-    remove(caller, name)
-    SavedView.insert(id=new_id(), owner=_owner(caller), name=name, query=query[:2000], created_at=db.now()).execute()
+    row = SavedView.insert(id=new_id(), owner=_owner(caller), name=name, query=query[:2000], created_at=db.now())
+    row.on_conflict(conflict_target=[SavedView.owner, SavedView.name], update={SavedView.query: query[:2000]}).execute()
 
 
 def remove(caller: Caller, name: str) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from tower.ui.page import Visit
 
 #: Bytes of a file, and rows and columns of a table, that are shown.
 _MOST, _ROWS, _COLUMNS = 256 * 1024, 500, 50
+#: Bytes of Markdown, and levels of JSON, that are set out: with more, either could be made to take minutes.
+_PROSE, _LEVELS = 16 * 1024, 30
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif")
 #: HTML in the text stays text, and links lead only where that is safe.
 _markdown = MarkdownIt("js-default", {"html": False, "linkify": False})
@@ -57,10 +60,15 @@ def _plain(text: str) -> dict[str, Any]:
 
 
 def _prose(text: str) -> dict[str, Any]:
+    if len(text) > _PROSE:
+        return _plain(text)
     return {"kind": "markdown", "html": Markup(_markdown.render(text))}  # noqa: S704  # made without HTML of the file's own
 
 
 def _json(text: str) -> dict[str, Any]:
+    levels = max(accumulate((char in "[{") - (char in "]}") for char in text), default=0)
+    if levels > _LEVELS:
+        return _plain(text)
     try:
         return _plain(json.dumps(json.loads(text), ensure_ascii=False, indent=2))
     except (ValueError, RecursionError):

@@ -48,7 +48,7 @@ def task(visit: Visit) -> dict[str, Any]:
             "happened": happened,
             "why": None if is_final else why(task_id, visit.settings.lease_s),
             "relatives": [told(other) for other in _relatives(visit, row)],
-            "phases": phases(happened, row["finished_at"] or now),
+            "phases": phases(happened, happened[-1]["at"] if len(happened) == _EVENTS else row["finished_at"] or now),
             "log": log.Log(visit.settings.trace_dir, row),
         }
 
