@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tower import audit, db, keys, queries
 from tower.api.errors import answer_to, nothing_at, problem
 from tower.api.session import COOKIE, Sessions
-from tower.errors import Refused, TowerError, Unavailable
+from tower.errors import InvalidTask, Refused, TowerError, Unavailable
 from tower.keys import ADMIN, ANONYMOUS, BOOTSTRAP, OPERATOR, VIEWER, Caller
 from tower.settings import LOOPBACK, Settings
 
@@ -131,6 +131,18 @@ def _called(route: BaseRoute) -> tuple[str, Iterable[str]]:
     return (path, methods) if methods else (f"{path}/{{path:path}}", ("GET", "POST"))  # another application below it
 
 
+_BEHIND = {"/ui/many": "/ui/tasks", "/ui/views": "/ui/tasks", "/ui/pauses": "/ui/fleet", "/ui/limits": "/ui/fleet", "/ui/theme": "/"}
+
+
+def behind(method: str, path: str) -> str:
+    """Return the address of the page that a form is on: where to go on when it cannot be taken."""
+    if method == "GET":
+        return path
+    if path.startswith("/ui/tasks/"):
+        return path.rpartition("/")[0]
+    return "/ui/keys" if path.startswith("/ui/keys/") else _BEHIND.get(path, path)
+
+
 #: What tells somebody before a browser what a program is told as a problem.
 AsPage = Callable[[Request, TowerError], Awaitable[Response]]
 
@@ -189,6 +201,8 @@ class Access:
         caller = scope["state"]["caller"] = await self._recognise(scope)
         if not caller.may(needed):
             raise Refused(f"This takes the role {needed}, and {caller.name!r} is {caller.role}; use another key.", code="role_required")
+        if _is_page(path) and ("\x00" in scope["path"] or b"%00" in scope["query_string"]):
+            raise InvalidTask("The address holds the character NUL, which nothing here has in its name; leave it out.", code="bad_request")
         if caller.is_limited:
             await self._check_limits(caller, scope["method"], path, values)
         return caller
@@ -263,15 +277,16 @@ class Access:
 
     async def _refusal(self, scope: Scope, path: str | None, error: TowerError) -> Response:
         headers = Headers(scope=scope)
-        wants_page = scope["method"] == "GET" and "text/html" in headers.get("accept", "")
+        wants_page = (scope["method"] == "GET" or _is_page(path)) and "text/html" in headers.get("accept", "")
         if error.code in ("key_required", "invalid_key", "key_revoked", "key_expired"):
             if wants_page:
-                place = scope["path"] + (f"?{query}" if (query := scope["query_string"].decode("ascii", "replace")) else "")
+                query = scope["query_string"].decode("ascii", "replace") if scope["method"] == "GET" else ""
+                place = behind(scope["method"], scope["path"]) + (f"?{query}" if query else "")
                 return RedirectResponse(f"{LOGIN}?next={quote(place, safe='/')}", 303)
             return problem(401, error.code, error.message, headers={"www-authenticate": "Bearer"})
         if error.code == "too_many_tries" and isinstance(error, Unavailable):
             return problem(429, error.code, error.message, headers={"retry-after": str(error.retry_after_s)})
-        if wants_page and "caller" in scope["state"] and (path is None or path in ("/", "/docs") or path.startswith("/ui/")):
+        if wants_page and _is_page(path) and "caller" in scope["state"]:
             return await self._as_page(Request(scope), error)
         return answer_to(error)
 
@@ -292,6 +307,11 @@ class Access:
             await run_in_threadpool(db.unit, partial(audit.note, caller.name, action, more, _address(scope)), patience_s=_PATIENCE_S)
         except Unavailable:
             _log.warning("who did what could not be recorded", extra={"fields": {"actor": caller.name, "action": action}})
+
+
+def _is_page(path: str | None) -> bool:
+    """Whether a browser asks there; also where nothing is."""
+    return path is None or path in ("/", "/docs") or path.startswith("/ui/")
 
 
 def _check_task(caller: Caller, task_id: str) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 from urllib.parse import parse_qsl
 
+from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import QueryParams
 
 from tower import db, keys, queries, views
@@ -11,14 +12,16 @@ from tower.decision import KEY, QUEUE, RATE, TOWER, TYPE
 from tower.errors import Conflict, InvalidKey, InvalidTask, NotFound, TowerError
 from tower.models import BROKEN, IN_FLIGHT, QUEUED, Task
 from tower.queries import Filter
+from tower.spec import Key
 from tower.ui import facts
 from tower.ui.forms import Again, Done, Fields, local
 from tower.ui.page import Page, Visit
-from tower.ui.schema import number
+from tower.ui.schema import number, whole
 from tower.ui.task import told
 
 #: Tasks that are picked one by one at most.
 _PICKED = 500
+_KEY: TypeAdapter[str] = TypeAdapter(Key)
 CANCEL, RETRY = "cancel", "retry"
 
 CONFIRM = Page("confirm.html", facts.confirm)
@@ -102,7 +105,7 @@ def _one(visit: Visit, what: str, task_id: str) -> bool:
 
 def pause(visit: Visit, sent: Fields) -> Done:
     """Pause or resume the tower, a queue, a type or a concurrency key."""
-    kind, name, what = _named(sent, (TOWER, QUEUE, TYPE, KEY)), sent.one("name"), sent.one("do")
+    (kind, name), what = _named(sent, (TOWER, QUEUE, TYPE, KEY)), sent.one("do")
     rules = visit.orchestrator.rules
     if what == "pause":
         rules.pause(kind, name, visit.caller.actor, sent.one("reason")[:200] or None)
@@ -113,27 +116,33 @@ def pause(visit: Visit, sent: Fields) -> Done:
 
 def limit(visit: Visit, sent: Fields) -> Done:
     """Set or lift a limit."""
-    kind, name = _named(sent, (TOWER, QUEUE, TYPE, KEY, RATE)), sent.one("name")
+    kind, name = _named(sent, (TOWER, QUEUE, TYPE, KEY, RATE))
     rules = visit.orchestrator.rules
-    if kind != TOWER and not name:
-        raise InvalidTask(f"Say which {kind} is to be limited.", code="invalid_field", field="name")
     if sent.one("do") == "lift":
         rules.lift_limit(kind, name)
         return Done("/ui/fleet", "lift limit", f"{kind} {name}".strip())
-    most = number("max_running", sent.one("max_running") or "0")
+    most = whole("max_running", sent.one("max_running") or "0")
     if kind == RATE:
         per_s = number("per_s", sent.one("per_s") or "0")
-        rules.set_limit(kind, name, rate=(int(most), float(per_s)))
+        rules.set_limit(kind, name, rate=(most, float(per_s)))
         return Done("/ui/fleet", "set limit", f"{kind} {name}: {most} per {per_s} s")
-    rules.set_limit(kind, name, max_running=int(most))
+    rules.set_limit(kind, name, max_running=most)
     return Done("/ui/fleet", "set limit", f"{kind} {name}: {most}".strip())
 
 
-def _named(sent: Fields, kinds: tuple[str, ...]) -> str:
+def _named(sent: Fields, kinds: tuple[str, ...]) -> tuple[str, str]:
+    """Return what a rule is about; what is about the tower has no name."""
     kind = sent.one("kind")
     if kind not in kinds:
         raise InvalidTask(f"There is no kind {kind[:80]!r}; known: {', '.join(kinds)}.", code="invalid_field", field="kind")
-    return kind
+    name = sent.one("name")
+    if kind == TOWER:
+        return kind, ""
+    try:
+        return kind, _KEY.validate_python(name)
+    except ValidationError:
+        said = f"The name of a {kind} has 1 to 255 characters on one line, got {name[:80]!r}."
+        raise InvalidTask(said, code="invalid_field", field="name") from None
 
 
 def make_key(visit: Visit, sent: Fields) -> Again:

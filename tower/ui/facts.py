@@ -1,6 +1,7 @@
 """What the pages about many things tell: the tower, the tasks, the fleet, settings, keys, the record."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, get_args
@@ -24,6 +25,7 @@ _DAY_S = 86_400.0
 #: How far back the first page looks for what needs somebody.
 _NEEDS_S = 7 * _DAY_S
 _PER_PAGE, _PER_COLUMN, _OFFERED = 50, 20, 8
+_LABELS = 32
 #: Tasks that one look searches for what no index finds.
 _SEARCHED = 5_000
 
@@ -84,6 +86,8 @@ def chosen(query: QueryParams, within: Filter) -> Filter:
             known = ", ".join(STATUSES)
             raise InvalidTask(f"There is no status {status[:80]!r}; known: {known}.", code="invalid_field", field="status")
     labels = [label.strip() for text in query.getlist("label") for label in text.split(",") if label.strip()]
+    if len(labels) > _LABELS:
+        raise InvalidTask(f"A filter has at most {_LABELS} labels, got {len(labels)}.", code="invalid_field", field="label")
     for label in labels:
         if ":" not in label:
             raise InvalidTask(f"The label {label[:80]!r} has no colon; write name:value.", code="invalid_field", field="label")
@@ -92,7 +96,7 @@ def chosen(query: QueryParams, within: Filter) -> Filter:
         statuses=tuple(statuses),
         types=tuple(name for name in query.getlist("type") if name),
         labels=tuple((name, value) for name, _, value in (label.partition(":") for label in labels)),
-        text=query.get("text", "").strip().replace("\x00", "") or None,
+        text=query.get("text", "").strip() or None,
         error_codes=tuple(code for code in query.getlist("error_code") if code),
         correlation_id=query.get("correlation_id", "").strip() or None,
         worker_id=query.get("worker", "").strip() or None,
@@ -118,6 +122,9 @@ def _time(text: str, name: str) -> float | None:
 FILTERS = ("status", "type", "label", "text", "error_code", "worker", "correlation_id", "after", "before", "retried")
 
 
+ASKS = frozenset((*FILTERS, "view", "cursor"))
+
+
 def without(query: QueryParams, *names: str) -> str:
     """Return a query without some of its parameters, and without those that are empty."""
     return urlencode([(name, value) for name, value in query.multi_items() if value and name not in names])
@@ -141,20 +148,30 @@ def tasks(visit: Visit) -> dict[str, Any]:
     }
     if is_board:
         columns = filter_.statuses or STATUSES
-        board = db.read(
-            lambda: {status: queries.tasks(replace(filter_, statuses=(status,)), before=None, limit=_PER_COLUMN) for status in columns}
-        )
+        board = db.read(lambda: _board(filter_, columns))
         return {**found, "board": {status: [told(row) for row in rows] for status, rows in board.items()}, "per_column": _PER_COLUMN}
     rows, cursor, searched = db.read(lambda: _page(filter_, query.get("cursor") or None))
     return {**found, "rows": [told(row) for row in rows], "next_cursor": cursor, "searched": searched}
 
 
+def _board(filter_: Filter, columns: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    within = replace(filter_, not_older_than=queries.older_by(None, _SEARCHED)) if _is_searched(filter_) else filter_
+    return {status: queries.tasks(replace(within, statuses=(status,)), before=None, limit=_PER_COLUMN) for status in columns}
+
+
+def _is_searched(filter_: Filter) -> bool:
+    """Whether no index finds what is asked for, so that one look goes only so far."""
+    return bool(
+        filter_.text or filter_.worker_id or filter_.error_codes or filter_.retried or filter_.created_after or filter_.created_before
+    )
+
+
 def _page(filter_: Filter, before: str | None) -> tuple[list[dict[str, Any]], str | None, int | None]:
     """Return a page of tasks, where the next begins, and how many tasks were searched if there may be more fitting ones behind those."""
-    if not (filter_.text or filter_.worker_id or filter_.created_after or filter_.created_before):
+    if not _is_searched(filter_):
         rows = queries.tasks(filter_, before=before, limit=_PER_PAGE + 1)
         return rows[:_PER_PAGE], rows[_PER_PAGE - 1]["id"] if len(rows) > _PER_PAGE else None, None
-    edge = queries.older_by(before, _SEARCHED)  # no index finds these, so that one look goes only so far
+    edge = queries.older_by(before, _SEARCHED)
     rows = queries.tasks(replace(filter_, not_older_than=edge), before=before, limit=_PER_PAGE + 1)
     if len(rows) > _PER_PAGE:
         return rows[:_PER_PAGE], rows[_PER_PAGE - 1]["id"], None

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
 from tower.api.access import Access
-from tower.errors import Refused, TowerError
+from tower.errors import InvalidTask, Refused, TowerError
 from tower.ui.page import Page, Visit, refusal
 
 _KIND = "application/x-www-form-urlencoded"
@@ -90,9 +90,12 @@ async def _read(request: Request) -> Fields:
     if request.headers.get("content-type", _KIND).partition(";")[0].strip().lower() != _KIND:
         raise Refused("A form of these pages is sent as application/x-www-form-urlencoded.", code="unsupported_form")
     try:
-        return Fields(parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=_MOST))
+        read = parse_qs((await request.body()).decode(), keep_blank_values=True, max_num_fields=_MOST, errors="strict")
     except ValueError:
         raise Refused(f"The form is not UTF-8, or has more than {_MOST} fields.", code="unsupported_form") from None
+    if any("\x00" in value for values in read.values() for value in values):
+        raise InvalidTask("A field holds the character NUL, which no database keeps; leave it out.", code="invalid_field")
+    return Fields(read)
 
 
 def _check_origin(request: Request, visit: Visit, fields: Fields) -> None:

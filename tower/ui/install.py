@@ -33,7 +33,7 @@ _STATIC = [
 
 _PAGES = {
     "/": Page("tower.html", facts.tower),
-    "/ui/tasks": Page("tasks.html", facts.tasks),
+    "/ui/tasks": Page("tasks.html", facts.tasks, facts.ASKS),
     "/ui/tasks/{task_id}": Page("task.html", task.task),
     "/ui/tasks/{task_id}/log": LOG,
     "/ui/tasks/{task_id}/files/{path:path}": Page("file.html", preview.file),

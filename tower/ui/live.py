@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -11,8 +12,10 @@ from starlette.concurrency import run_in_threadpool
 
 from tower.errors import TowerError, Unavailable
 
-#: Seconds between two looks.
-_LOOK_S = 1.0
+#: Seconds between two looks; after one that took long, so many times as long, and so many at once: the pages leave the server its time.
+_LOOK_S, _REST, _AT_ONCE = 1.0, 5, 4
+#: Different pages that are kept live; more are told to come back.
+_MOST = 200
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +71,12 @@ class Live:
     def __init__(self) -> None:
         self._shown: dict[Hashable, Shown] = {}
         self._looking: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no other page can be kept live."""
+        return len(self._shown) >= _MOST
 
     @contextmanager
     def on(self, key: Hashable, make: Callable[[], Parts]) -> Iterator[Shown]:
@@ -87,8 +96,11 @@ class Live:
     async def _look(self, key: Hashable, shown: Shown, make: Callable[[], Parts]) -> None:
         try:
             while shown.followers:
+                began = time.monotonic()
                 try:
-                    shown.tell(await run_in_threadpool(make))
+                    async with self._turns:
+                        began = time.monotonic()
+                        shown.tell(await run_in_threadpool(make))
                 except Unavailable:
                     pass  # the stream outlives the database's absence
                 except TowerError as error:
@@ -98,7 +110,7 @@ class Live:
                     _log.exception("a live page could not be made")
                     shown.tell(None, TowerError(f"The page cannot be kept live: {type(error).__name__}.", code="internal_error"))
                     return
-                await asyncio.sleep(_LOOK_S)
+                await asyncio.sleep(max(_LOOK_S, _REST * (time.monotonic() - began)))
         finally:
             if self._shown.get(key) is shown:
                 del self._shown[key]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request
@@ -12,12 +12,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 
 from tower import __version__, db, keys
-from tower.api.access import caller_of
-from tower.api.errors import status_of
+from tower.api.access import behind, caller_of
+from tower.api.errors import problem, status_of
 from tower.api.session import COOKIE
 from tower.errors import TowerError, Unavailable
 from tower.handler import Registry
-from tower.keys import BOOTSTRAP, ROLES, Caller
+from tower.keys import BOOTSTRAP, OPERATOR, ROLES, Caller
 from tower.orchestrator import EnhancedOrchestrator
 from tower.overview import Pace
 from tower.queries import Filter
@@ -44,6 +44,7 @@ class Visit:
 
     #: Scheme and host, as whoever looks reached this tower.
     origin: str
+    method: str
     path: str
     query: QueryParams
     values: Mapping[str, str]
@@ -64,6 +65,7 @@ class Visit:
         theme = request.cookies.get(THEME, "")
         return cls(
             origin=str(request.base_url).rstrip("/"),
+            method=request.method,
             path=request.url.path,
             query=request.query_params,
             values={name: str(value) for name, value in request.path_params.items()},
@@ -79,8 +81,9 @@ class Visit:
 
     @property
     def address(self) -> str:
-        """The address with its query, as it stands in the browser."""
-        return f"{self.path}?{self.query}" if self.query else self.path
+        """The address of the page with its query; of a form the page that it is on."""
+        place = behind(self.method, self.path)
+        return f"{place}?{self.query}" if self.query and self.method == "GET" else place
 
     @property
     def within(self) -> Filter:
@@ -90,6 +93,11 @@ class Visit:
     def may(self, role: str) -> bool:
         """Whether whoever looks may do what takes this role."""
         return self.caller.may(role)
+
+    @property
+    def may_pause(self) -> bool:
+        """Whether whoever looks may pause what is everybody's."""
+        return self.may(OPERATOR) and not self.caller.is_limited
 
     def check(self) -> None:
         """Raise Refused if the key of this visit opens nothing any more. Runs inside `db.read`."""
@@ -106,15 +114,27 @@ class Page:
 
     template: str
     facts: Facts
+    #: Parameters of the address that make a difference.
+    asks: frozenset[str] = frozenset()
 
     async def __call__(self, request: Request) -> Response:
         """Answer as HTML, or as a stream to a browser that shows the page already."""
         if _STREAM in request.headers.get("accept", ""):
             known = request.headers.get("last-event-id") or request.query_params.get("live", "")
-            stream = self._stream(request.app.state.live, _without_live(Visit.of(request)), known.split("."))
+            live: Live = request.app.state.live
+            if live.is_full:
+                return problem(
+                    503, "busy", "Too many different pages are open; this one is kept up to date later.", headers={"retry-after": "5"}
+                )
+            stream = self._stream(live, self._narrowed(Visit.of(request)), known.split("."))
             headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
             return StreamingResponse(stream, media_type=_STREAM, headers=headers)
         return await self.answer(Visit.of(request))
+
+    def _narrowed(self, visit: Visit) -> Visit:
+        """Return a visit whose query holds only what this page asks for, so that the same is not made twice."""
+        query = QueryParams([(name, value) for name, value in visit.query.multi_items() if name in self.asks])
+        return replace(visit, query=query)
 
     async def answer(self, visit: Visit, status: int = 200) -> Response:
         """Return the page as a response; what goes wrong is a page as well."""
@@ -160,11 +180,6 @@ class Page:
                 changed = {name: part.text for (name, part), was in zip(parts.items(), old, strict=True) if part.digest != was}
                 known = [part.digest for part in parts.values()]
                 yield format_sse_event(data_str=json.dumps(changed), event="parts", id=".".join(known))
-
-
-def _without_live(visit: Visit) -> Visit:
-    query = QueryParams([(name, value) for name, value in visit.query.multi_items() if name != "live"])
-    return Visit(**{**vars(visit), "query": query})
 
 
 async def refusal(visit: Visit, error: TowerError) -> Response:

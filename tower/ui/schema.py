@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tower.errors import InvalidTask
+from tower.jsontext import BadJson, loads
 from tower.ui.forms import Fields
 
 #: What the names of a payload's fields begin with in a form, and the name of one that takes the whole payload.
@@ -130,8 +131,10 @@ def _value(kind: str, name: str, text: str) -> Any:
             return _number(text)
         if kind == "numbers":
             return [_number(part) for part in text.replace(",", " ").split()]
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return loads(text.encode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, BadJson) and not str(error).startswith("The body"):  # it is JSON, but not as the tower takes it
+            raise InvalidTask(f"{name}: {error}", code="invalid_field", field=name) from None
         wanted = "JSON" if kind == "json" else "a number" if kind == "number" else "numbers with commas between them"
         raise InvalidTask(f"{name}: {text.strip()[:80]!r} is not {wanted}.", code="invalid_field", field=name) from None
 
@@ -141,8 +144,16 @@ def number(name: str, text: str) -> Any:
     return _value("number", name, text)
 
 
+def whole(name: str, text: str) -> int:
+    """Return the whole number in a field; raise InvalidTask if it holds none."""
+    found = number(name, text)
+    if not isinstance(found, int):
+        raise InvalidTask(f"{name}: {text.strip()[:80]!r} is not a whole number.", code="invalid_field", field=name)
+    return found
+
+
 def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    found = loads(text.strip().removeprefix("+").encode())
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        raise ValueError
+    return found
