@@ -22,7 +22,7 @@ from actors.handlers import load
 from tests import rows as r
 from tests.api.conftest import bare_app
 from tests.conftest import BASE, LOCAL
-from tower import db, keys, leases, lifecycle, overview, queries, views
+from tower import db, keys, leases, lifecycle, overview, queries, rules, views
 from tower.api.access import RULES
 from tower.errors import InvalidTask, Unavailable
 from tower.handler import Registry
@@ -192,6 +192,76 @@ def test_whoever_looks_is_refused_with_a_page_and_a_program_with_a_problem(clien
     assert told in page.text and "the viewer" in page.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert client.get("/tasks/none", headers={"accept": "text/html"}).headers["content-type"] == "application/problem+json"
+
+
+def test_a_form_that_cannot_be_taken_says_so_on_a_page_and_leads_back(client: TestClient) -> None:
+    """Or to the login, once the session is over."""
+    task_id, html = ended(), {**SAME, "accept": "text/html"}
+    token = log_in(client, VIEWER)
+    for path, back in ((f"/ui/tasks/{task_id}/retry", f"/ui/tasks/{task_id}"), ("/ui/many", "/ui/tasks"), ("/ui/limits", "/ui/fleet")):
+        answer = client.post(path, data={"csrf_token": token}, headers=html)
+        assert answer.status_code == 403
+        assert "You may not do this" in answer.text and f'<a href="{back}">' in answer.text
+    client.cookies.clear()
+    answer = client.post(f"/ui/tasks/{task_id}/retry", data={"csrf_token": token}, headers=html)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"/login?next=/ui/tasks/{task_id}")
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "told"),
+    [
+        ("/ui/limits", {"kind": "key", "name": "a" * 256, "max_running": "1"}, "1 to 255 characters"),
+        ("/ui/limits", {"kind": "key", "name": "", "max_running": "1"}, "1 to 255 characters"),
+        ("/ui/limits", {"kind": "key", "name": "a", "max_running": "2.7"}, "not a whole number"),
+        ("/ui/limits", {"kind": "key", "name": "a", "max_running": "inf"}, "not a number"),
+        ("/ui/limits", {"kind": "rate", "name": "a", "max_running": "1", "per_s": "nan"}, "not a number"),
+        ("/ui/limits", {"kind": "key", "name": "a", "max_running": "9" * 5000}, "payload|max_running"),
+        ("/ui/pauses", {"kind": "key", "name": "a\nb", "do": "pause"}, "on one line"),
+        ("/ui/pauses", {"kind": "key", "name": "a\x00", "do": "pause"}, "NUL"),
+        ("/ui/new", {"type": "echo", "payload": '{"a": "\\ud800"}'}, "payload"),
+        ("/ui/new", {"type": "echo", "payload": '{"a": 1, "a": 2}'}, "payload"),
+        ("/ui/new", {"type": "echo", "payload": '{"a": 99999999999999999999}'}, "payload"),
+    ],
+)
+def test_a_form_takes_only_what_the_api_takes(client: TestClient, path: str, sent: dict[str, str], told: str) -> None:
+    """And nothing of it is kept."""
+    token, before = log_in(client, ADMIN), _everything()
+    answer = client.post(path, data={**sent, "csrf_token": token}, headers=SAME)
+    assert answer.status_code == 422, answer.text
+    assert re.search(told, answer.text)
+    assert _everything() == before
+
+
+def test_a_name_beside_the_tower_means_nothing(client: TestClient) -> None:
+    """A rule of the tower has none."""
+    token = log_in(client, ADMIN)
+    client.post("/ui/pauses", data={"csrf_token": token, "kind": "tower", "name": "oops", "do": "pause"}, headers=SAME)
+    assert [(rule["kind"], rule["name"]) for rule in db.read(rules.listed)] == [("tower", "")]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("/?a=%00", "/ui/tasks?correlation_id=%00", "/ui/tasks?label=a:%00", "/ui/audit?cursor=%00", "/ui/new?from=%00"),
+        *("/ui/tasks/%00", "/ui/tasks/%00/log", "/ui/tasks/%00/trace.tar", "/ui/tasks?label=" + ",".join(["a:b"] * 1500)),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused_in_words(client: TestClient, place: str) -> None:
+    """Not by the database."""
+    log_in(client, ADMIN)
+    answer = client.get(place, headers={"accept": "text/html"})
+    assert answer.status_code == 422, answer.text
+    assert "That cannot be used" in answer.text
+
+
+def test_a_limited_operator_is_not_offered_what_is_about_all(client: TestClient) -> None:
+    """Nor would it be taken."""
+    log_in(client, OPERATOR, types=["echo"])
+    for place in ("/ui/fleet", "/ui/handlers"):
+        assert "/ui/pauses" not in client.get(place).text
+    log_in(client, OPERATOR)
+    for place in ("/ui/fleet", "/ui/handlers"):
+        assert "/ui/pauses" in client.get(place).text
 
 
 def test_a_button_leads_to_a_record(client: TestClient) -> None:
