@@ -594,6 +594,33 @@ def test_the_pace_counts_every_end_once(rows: Settings) -> None:
     assert [sum(bucket.ended for bucket in found) for found in narrowed] == [0, 0]
 
 
+def test_what_turns_text_around_is_seen_and_kept(client: TestClient) -> None:
+    """In titles, labels and values; a form and a request mean exactly what the task had."""
+    token = log_in(client, OPERATOR)
+    task_id = r.insert(title="a\u202eb", payload='{"c": "d\u202ee"}', labels={"f": "g\u202eh"})
+    for place in ("/", "/ui/tasks", "/ui/tasks?view=board", f"/ui/tasks/{task_id}"):
+        page = client.get(place).text
+        assert "a\ufffdb" in page and "\u202e" not in page, place
+    assert "d\\u202ee" in client.get(f"/ui/tasks/{task_id}").text
+    form = client.get(f"/ui/new?from={task_id}").text
+    assert 'value="a\u202eb"' in form and "d\\u202ee" in form and "f:g\u202eh</textarea>" in form
+    sent = {"csrf_token": token, "type": "echo", "title": "a\u202eb", "payload": '{"c": "d\\u202ee"}', "labels": "f:g\u202eh"}
+    made = client.post("/ui/new", data=sent, headers=SAME).headers["location"].rpartition("/")[2]
+    assert json.loads(r.row(made)["payload"]) == json.loads(r.row(task_id)["payload"])
+
+
+def test_a_rate_is_kept_when_a_task_is_edited(client: TestClient) -> None:
+    """And a wrong one is refused."""
+    token = log_in(client, OPERATOR)
+    first = r.insert(rate_key="api", rate_limit=3, rate_per_s=60.0)
+    form = client.get(f"/ui/new?from={first}").text
+    sent = {name: re.search(f'name="{name}"[^>]*value="([^"]*)"', form)[1] for name in ("rate_key", "rate_limit", "rate_per_s")}  # type: ignore[index]
+    sent |= {"csrf_token": token, "type": "echo", "payload": "{}"}
+    made = client.post("/ui/new", data=sent, headers=SAME).headers["location"].rpartition("/")[2]
+    assert [r.row(made)[name] for name in ("rate_key", "rate_limit", "rate_per_s")] == ["api", 3, 60.0]
+    assert client.post("/ui/new", data={**sent, "rate_limit": ""}, headers=SAME).status_code == 422
+
+
 def test_code_in_a_message_is_code_and_nothing_more(client: TestClient) -> None:
     """Messages of errors are of tasks."""
     claim = r.running()

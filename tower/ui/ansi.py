@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 
 _ESCAPE = re.compile(r"\x1b(?:\[([0-9;:]*)([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\^_]|.?)", re.DOTALL)
 #: Control characters that would be seen, or turn the direction of what follows.
-_ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 #: Colours of one line that are shown; a line with more goes on in the last.
 _MOST_TURNS = 100
 _STYLES = {1: "b", 2: "dim", 3: "i", 4: "u", 7: "inv", 9: "s"}
@@ -36,11 +36,11 @@ def coloured(line: str) -> Markup:
 
 def plain(line: str) -> str:
     """Return one line of a log without its colours."""
-    return _ACTING.sub("", _ESCAPE.sub("", line))
+    return ACTING.sub("", _ESCAPE.sub("", line))
 
 
 def _piece(text: str, classes: dict[str, str]) -> Markup:
-    told = escape(_ACTING.sub("�", text))
+    told = escape(ACTING.sub("�", text))
     if not told or not classes:
         return told
     return Markup('<span class="{}">{}</span>').format(" ".join(f"a-{name}" for name in classes.values()), told)

@@ -17,6 +17,8 @@ from tower.ui.task import asked, curl, curl_without_body
 _TEXTS = ("title", "concurrency_key", "idempotency_key")
 _NUMBERS = ("priority", "timeout_s", "silence_s", "max_attempts", "concurrency_limit")
 _TIMES = ("not_before", "expires_at")
+#: A rate is one field of a task and three of the form.
+_RATE = {"rate_key": "key", "rate_limit": "limit", "rate_per_s": "per_s"}
 
 
 def new(visit: Visit) -> dict[str, Any]:
@@ -32,6 +34,7 @@ def new(visit: Visit) -> dict[str, Any]:
         if not visit.caller.covers(row["type"], json.loads(row["labels"])):
             raise queries.not_found(origin)
         body = asked(row)
+        body |= {name: body["rate"][part] for name, part in _RATE.items() if "rate" in body}
     name = (body or {}).get("type") or visit.query.get("type") or (types[0].name if types else "")
     kind = visit.registry.get(name)
     payload_schema = kind.payload.model_json_schema()
@@ -41,7 +44,7 @@ def new(visit: Visit) -> dict[str, Any]:
     if sent:  # also what was no JSON, as it was typed
         made = [schema.Field(**{**vars(field), "value": sent.text(field.name)}) for field in made]
     labels = (body or {}).get("labels") or dict(visit.caller.labels)
-    more = {name: sent.one(name) if sent else (body or {}).get(name) for name in (*_TEXTS, *_NUMBERS, *_TIMES)}
+    more = {name: sent.one(name) if sent else (body or {}).get(name) for name in (*_TEXTS, *_NUMBERS, *_TIMES, *_RATE)}
     example: dict[str, Any] = {"type": name, "payload": payload or next(iter(payload_schema.get("examples", [])), {})}
     return {
         "title": "New task",
@@ -53,7 +56,7 @@ def new(visit: Visit) -> dict[str, Any]:
         "is_open": any(value not in (None, "") for value in more.values()) or bool(labels),
         "error": said["error"],
         "origin": origin or (sent.one("origin") if sent else ""),
-        "curl": curl(visit, body or example),
+        "curl": curl(visit, {name: value for name, value in body.items() if name not in _RATE} if body else example),
         "curl_begin": curl_without_body(visit),
     }
 
@@ -85,6 +88,10 @@ def _more(sent: Fields) -> dict[str, Any]:
         if text := sent.one(name):
             # A browser's field has neither seconds nor a zone: the page says that it is UTC.
             said[name] = text if text[-1:] in "Zz" or "+" in text else f"{text}:00Z" if text.count(":") == 1 else f"{text}Z"
+    rate = {part: sent.one(name) for name, part in _RATE.items() if sent.one(name)}
+    if rate:
+        numbers = {part: schema.number(f"rate_{part}", rate[part]) for part in ("limit", "per_s") if part in rate}
+        said["rate"] = {**rate, **numbers}
     labels = dict[str, str]()
     for line in sent.text("labels").split("\n"):
         name, colon, value = line.strip().partition(":")

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from tower import db, queries, trace
 from tower.ui.page import Visit
+from tower.ui.words import pretty
 
 #: Bytes of a file, and rows and columns of a table, that are shown.
 _MOST, _ROWS, _COLUMNS = 256 * 1024, 500, 50
@@ -70,7 +71,7 @@ def _json(text: str) -> dict[str, Any]:
     if levels > _LEVELS:
         return _plain(text)
     try:
-        return _plain(json.dumps(json.loads(text), ensure_ascii=False, indent=2))
+        return _plain(pretty(json.loads(text)))
     except (ValueError, RecursionError):
         return _plain(text)
 

@@ -1,6 +1,5 @@
 """A form for a payload, from its JSON schema, and the payload that such a form means."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from tower.errors import InvalidTask
 from tower.jsontext import BadJson, loads
 from tower.ui.forms import Fields
+from tower.ui.words import pretty
 
 #: What the names of a payload's fields begin with in a form, and the name of one that takes the whole payload.
 PREFIX, WHOLE = "payload.", "payload"
@@ -46,7 +46,7 @@ def fields(schema: dict[str, Any], payload: dict[str, Any] | None) -> list[Field
     if made:
         return made
     example = payload if payload is not None else next(iter(schema.get("examples", [])), {})
-    return [Field(WHOLE, "json", schema.get("description", ""), True, _json(example))]
+    return [Field(WHOLE, "json", schema.get("description", ""), True, pretty(example))]
 
 
 def _fields(schema: dict[str, Any], payload: dict[str, Any] | None) -> Iterator[Field]:
@@ -97,11 +97,7 @@ def _text(kind: str, value: Any) -> str:
         return ", ".join(map(str, value))
     if kind == "switch":
         return "on" if value else ""
-    return value if isinstance(value, str) and kind != "json" else _json(value)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2)
+    return value if isinstance(value, str) and kind != "json" else pretty(value)
 
 
 def read(schema: dict[str, Any], sent: Fields) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tower.models import BROKEN, FINAL, Task
 from tower.ui import log
 from tower.ui.charts import phases
 from tower.ui.page import Visit
+from tower.ui.words import pretty, readable
 from tower.why import why
 
 #: Tasks of a tree that are shown with it.
@@ -92,7 +93,7 @@ def _relatives(visit: Visit, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _shown(value: Any) -> dict[str, Any]:
     """Return a value as indented JSON, cut where a page ends."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
+    text = pretty(value)
     return {"text": text[:_MOST_TEXT], "is_cut": len(text) > _MOST_TEXT}
 
 
@@ -110,7 +111,7 @@ def asked(row: dict[str, Any]) -> dict[str, Any]:
 
 def curl(visit: Visit, body: dict[str, Any]) -> str:
     """Return the command that asks for a task from a shell."""
-    return f"{curl_without_body(visit)} \\\n  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"
+    return f"{curl_without_body(visit)} \\\n  -d {shlex.quote(readable(body))}"
 
 
 def curl_without_body(visit: Visit) -> str:

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from tower.trace import rfc3339
-from tower.ui.ansi import coloured
+from tower.ui.ansi import ACTING, coloured
 
 #: What each status is called, and the sign before it: nothing is told by colour alone.
 STATUSES = {
@@ -84,7 +84,7 @@ def size(count: int) -> str:
 
 def pretty(value: Any) -> str:
     """Return a value as indented JSON."""
-    return json.dumps(value, ensure_ascii=False, indent=2)
+    return readable(value, indent=2)
 
 
 def coded(text: str) -> Markup:
@@ -92,9 +92,30 @@ def coded(text: str) -> Markup:
     return Markup(_TICKED.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped just now
 
 
+def readable(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON that reads as it stands: characters that act are escaped."""
+    return ACTING.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def _shown(value: Any) -> Any:
+    """Return what a page shows of a value: characters that act, or turn the direction of what follows, are seen instead."""
+    return ACTING.sub("�", value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 def _environment() -> Environment:
-    made = Environment(loader=PackageLoader("tower.ui"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"when": when, "since": since, "span": span, "size": size, "pretty": pretty, "coloured": coloured, "coded": coded}
+    made = Environment(
+        loader=PackageLoader("tower.ui"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
+    made.filters |= {
+        "when": when,
+        "since": since,
+        "span": span,
+        "size": size,
+        "pretty": pretty,
+        "coloured": coloured,
+        "coded": coded,
+        "raw": escape,
+    }
     made.globals |= {"STATUSES": STATUSES, "REASONS": REASONS}
     made.globals["parts"] = made.get_template("parts.html").module  # a part of a page is also made without the page around it
     return made

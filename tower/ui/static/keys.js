@@ -40,7 +40,9 @@ function palette() {
       return element("li", {}, link);
     }));
   };
+  let shownFor = "";
   const look = async () => {
+    shownFor = input.value;
     const wanted = input.value.trim().toLowerCase();
     found = pages.filter((page) => page.text.toLowerCase().includes(wanted));
     at = 0;
@@ -62,9 +64,12 @@ function palette() {
       render();
       list.children[at]?.scrollIntoView({ block: "nearest" });
       event.preventDefault();
-    } else if (event.key === "Enter" && found[at]) {
+    } else if (event.key === "Enter" && event.target === input) { // on a link, Enter follows that
       event.preventDefault();
-      location.href = found[at].place;
+      if (input.value !== shownFor) look();
+      if (found[at]) location.href = found[at].place;
+    } else if (event.key === "Escape") {
+      shown.close();
     }
   });
   shown.append(input, list);

@@ -5,6 +5,9 @@ const title = document.title;
 
 /** Make `old` look like `fresh`, keeping what is focused, ticked, opened or scrolled. */
 function morph(old, fresh) {
+  const staying = new Set([...fresh.children].map((child) => child.id));
+  // What is gone goes first: then the rest need not move, and keeps the focus.
+  for (const child of [...old.children]) if (child.id && !staying.has(child.id)) child.remove();
   const known = new Map([...old.children].filter((child) => child.id).map((child) => [child.id, child]));
   let at = old.firstChild;
   for (const next of [...fresh.childNodes]) {
@@ -87,10 +90,15 @@ export function follow() {
   installWatch();
   if (!document.querySelector("[data-part]")) return;
   let known = document.body.dataset.live;
-  let source;
+  let source, later;
   const state = document.querySelector("[data-state]");
   const quiet = state.textContent;
+  const isWatching = () => watched.has(document.querySelector("[data-watch]")?.dataset.watch);
+  const isWanted = () => !document.hidden || isWatching();
   const open = () => {
+    clearTimeout(later);
+    if (!isWanted()) return; // it is opened when somebody looks again
+    source?.close();
     const place = new URL(location.href);
     place.searchParams.set("live", known);
     source = new EventSource(place);
@@ -101,14 +109,14 @@ export function follow() {
       state.textContent = "The tower does not answer; trying again …";
       state.classList.add("lost");
       document.documentElement.dataset.connected = "no";
-      if (source.readyState === EventSource.CLOSED) setTimeout(open, 2000);
+      if (source.readyState === EventSource.CLOSED) later = setTimeout(open, 2000);
     });
   };
   // Nobody looks at a hidden tab, except for what is watched in it.
   document.addEventListener("visibilitychange", () => {
-    if (document.hidden && !watched.size) source.close();
-    else if (source.readyState === EventSource.CLOSED) open();
+    if (!isWanted()) source?.close();
+    else if (!source || source.readyState === EventSource.CLOSED) open();
   });
-  window.addEventListener("pagehide", () => source.close());
+  window.addEventListener("pagehide", () => { clearTimeout(later); source?.close(); });
   open();
 }

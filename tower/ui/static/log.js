@@ -11,6 +11,7 @@ export function installLog() {
 
   async function ask(from, count) {
     const answer = await fetch(`${log.dataset.log}?first=${from}&count=${count}`);
+    if (answer.status === 401 || answer.status === 403) location.reload(); // the page says why
     if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
     const told = await answer.json();
     total = told.count;

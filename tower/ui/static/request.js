@@ -19,6 +19,9 @@ function body(form) {
     const text = form.elements[name].value.trim();
     if (text) told[name] = /[Zz+]/.test(text) ? text : text.split(":").length === 2 ? `${text}:00Z` : `${text}Z`;
   }
+  if (form.elements.rate_key.value.trim()) {
+    told.rate = { key: form.elements.rate_key.value.trim(), limit: Number(form.elements.rate_limit.value), per_s: Number(form.elements.rate_per_s.value) };
+  }
   const labels = form.elements.labels.value.split("\n").filter((line) => line.includes(":"));
   if (labels.length) told.labels = Object.fromEntries(labels.map((line) => [line.slice(0, line.indexOf(":")).trim(), line.slice(line.indexOf(":") + 1).trim()]));
   told.payload = {};
