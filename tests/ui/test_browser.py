@@ -188,6 +188,34 @@ def test_the_keyboard_reaches_everything(stack: Stack, visit: Open) -> None:
     page.wait_for_url(f"**/ui/tasks/{ids[0]}")
 
 
+def test_focus_stays_when_what_stood_before_is_gone(stack: Stack, visit: Open) -> None:
+    """Rows that leave the list do not move those that stay."""
+    ids = [stack.enqueue("echo", {"n": number}, not_before="2500-01-01T00:00:00Z") for number in range(3)]
+    page = visit("/ui/tasks?status=queued")
+    expect(page.locator("html[data-connected=yes]")).to_have_count(1)
+    page.locator(f"#row-{ids[0]} a[data-open]").focus()
+    stack.client.post(f"/tasks/{ids[2]}/cancel")
+    expect(page.locator(f"#row-{ids[2]}")).to_have_count(0)
+    assert page.evaluate("document.activeElement.getAttribute('href')") == f"/ui/tasks/{ids[0]}"
+    for task_id in ids[:2]:
+        stack.client.post(f"/tasks/{task_id}/cancel")
+
+
+def test_the_palette_does_what_is_typed_however_fast(visit: Open) -> None:
+    """Enter right after the last letter, and on a link that Tab has reached."""
+    page = visit("/")
+    page.keyboard.press("Control+k")
+    page.get_by_role("dialog").get_by_role("searchbox").evaluate(
+        "(input) => { input.value = 'fleet'; input.dispatchEvent(new Event('input')); }"
+    )
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/ui/fleet")
+    page.keyboard.press("Control+k")
+    page.get_by_role("dialog").get_by_role("link", name="Tasks").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/ui/tasks")
+
+
 def test_without_a_script_everything_reads_and_every_form_works(stack: Stack, visit: Open) -> None:
     """Lists, logs and actions are plain pages and forms."""
     page = visit("/", java_script_enabled=False)
@@ -228,7 +256,7 @@ for n in range(100): time.sleep(.3); print('later', n, flush=True)
     log.evaluate("log => { log.scrollTop = 0; }")
     expect(page.locator("[data-follow]")).to_have_attribute("aria-pressed", "false")
     page.goto(f"/ui/tasks/{task_id}/log?find=row+12345")
-    page.get_by_role("link", name="Line").first.click()
+    page.locator(".hits a.number").first.click()
     expect(page.locator(".line.marked")).to_contain_text("row 12345")
     first = int(log.get_attribute("data-first") or 0)
     log.evaluate("log => { log.scrollTop = 0; log.dispatchEvent(new Event('scroll')); }")
@@ -252,12 +280,18 @@ def test_a_key_is_made_used_to_log_in_and_revoked(stack: Stack, visit: Open) -> 
     for name in ("New task", "Settings", "Keys", "Audit"):
         expect(viewer.get_by_role("navigation", name="Pages").get_by_role("link", name=name)).to_have_count(0)
     assert viewer.goto("/ui/keys").status == 403  # type: ignore[union-attr]
+    task_id = stack.enqueue("command", {"argv": ["sleep", "300"]})
+    stack.wait(task_id, lambda task: task["status"] == "running")
+    log = viewer.context.new_page()
+    log.goto(f"/ui/tasks/{task_id}/log")
     viewer.goto("/")
     expect(viewer.locator("html[data-connected=yes]")).to_have_count(1)
     admin.on("dialog", lambda dialog: dialog.accept())
     admin.get_by_role("button", name="Revoke vera").click()
     expect(admin.locator("tr.over")).to_contain_text("vera")
     viewer.wait_for_url("**/login?**")
+    log.wait_for_url("**/login?**")
+    stack.client.post(f"/tasks/{task_id}/cancel")
     admin.goto("/ui/audit")
     expect(admin.locator("main")).to_contain_text("revoke key")
 

@@ -16,6 +16,11 @@ function morph(old, fresh) {
       old.insertBefore(next, at);
       continue;
     }
+    while (at && at !== match && !at.id) { // the space around what is gone
+      const gone = at;
+      at = at.nextSibling;
+      gone.remove();
+    }
     if (match !== at) old.insertBefore(match, at);
     at = match.nextSibling;
     if (match.nodeType !== Node.ELEMENT_NODE) {
