@@ -20,7 +20,7 @@ from tower.api.access import LOGIN, LOGOUT, PUBLIC, RULES, check_rules
 from tower.api.session import COOKIE, LASTS_S, Sessions, kept_secret
 from tower.errors import SettingsError
 from tower.keys import ADMIN, OPERATOR, ROLES, VIEWER
-from tower.models import ApiKey
+from tower.models import ApiKey, new_id
 from tower.settings import Settings
 
 BOOTSTRAP = "a-bootstrap-key-for-tests"
@@ -304,7 +304,9 @@ def test_a_key_may_be_limited_to_types_and_labels(client: TestClient) -> None:
     is_problem(
         client.post("/tasks/enqueue/batch", json={"tasks": [{**ECHO, "labels": {"team": "a"}}, ECHO]}, headers=key), 403, "key_limited"
     )
-    assert client.post("/tasks/enqueue", json={**ECHO, "labels": {"team": "a"}}, headers=key).status_code == 202
+    for parent, status in ((others[0], 422), (new_id(), 422), (mine, 202)):  # the answers do not tell what exists elsewhere
+        child = {**ECHO, "labels": {"team": "a"}, "parent_id": parent}
+        assert client.post("/tasks/enqueue", json=child, headers=key).status_code == status
     told = client.post("/tasks/cancel", json={"filter": {"status": ["queued"]}}, headers=key).json()
     assert told["changed"] == 2 and mine in told["task_ids"]
     assert [r.row(task_id)["status"] for task_id in others] == ["queued", "queued"]
@@ -344,6 +346,16 @@ def test_it_is_on_record_who_did_what(client: TestClient) -> None:
     first = client.get("/access/audit?limit=1", headers=shown(BOOTSTRAP)).json()
     rest = client.get(f"/access/audit?limit=1&cursor={first['next_cursor']}", headers=shown(BOOTSTRAP)).json()
     assert (first["entries"] + rest["entries"], rest["next_cursor"]) == (page["entries"], None)
+
+
+def test_the_record_tells_which_key_was_made_and_nothing_of_a_trial(client: TestClient) -> None:
+    """A trial changes nothing."""
+    headers = shown(made(ADMIN))
+    key = client.post("/access/keys", json={"name": "ci", "role": "viewer"}, headers=headers).json()["id"]
+    for dry_run in (True, False):
+        client.post("/tasks/cancel", json={"filter": {"type": ["echo"]}, "dry_run": dry_run}, headers=headers)
+    told = [(entry["action"], entry["target"]) for entry in client.get("/access/audit", headers=headers).json()["entries"]]
+    assert told == [("POST /tasks/cancel", "0 of 0 tasks"), ("POST /access/keys", f"{key} ci")]
 
 
 def test_a_session_of_the_bootstrap_key_ends_with_it(rows: Settings, client: TestClient) -> None:

@@ -91,6 +91,6 @@ def me(client: Client, as_json: bool) -> None:
         ("name", told["name"]),
         ("role", told["role"]),
         ("key", told["key_id"] or "none"),
-        ("limited to", " ".join(limits) or "nothing"),
+        ("limited to", " ".join(limits) or "no types or labels, it is for all"),
     ]
     click.echo(present.document(told) if as_json else present.pairs(facts))

@@ -29,9 +29,14 @@ def joined(tasks: list[NewTask]) -> list[NewTask]:
     lineage = _lineage(asked)
     for parent_id in asked:
         if parent_id not in lineage:
-            raise InvalidTask(f"There is no task {parent_id!r} that could be the parent.", code="unknown_parent", field="parent_id")
+            raise unknown_parent(parent_id)
         _refuse_stopped(lineage, parent_id)
     return [replace(task, correlation_id=lineage[task.parent_id].correlation_id) if task.parent_id else task for task in tasks]
+
+
+def unknown_parent(parent_id: str) -> InvalidTask:
+    """Return the error for a parent that does not exist."""
+    return InvalidTask(f"There is no task {parent_id!r} that could be the parent.", code="unknown_parent", field="parent_id")
 
 
 def _refuse_stopped(lineage: dict[str, _Ancestor], parent_id: str) -> None:

@@ -86,4 +86,5 @@ def _keep(payload: CommandPayload, task: TaskContext, *, must_exist: bool) -> No
 def _matches(folder: Path, pattern: str) -> list[Path]:
     if Path(pattern).is_absolute() or ".." in Path(pattern).parts:
         raise Fail("artifact_missing", f"{pattern!r} leaves cwd; name files below it.")
-    return sorted(folder.glob(pattern))
+    # Before Python 3.13, a `**` at the end means folders alone.
+    return sorted(folder.glob(f"{pattern}/*" if pattern.endswith("**") else pattern))

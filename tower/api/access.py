@@ -294,8 +294,9 @@ class Access:
         """Pass a change on, and keep a record of it if it was made."""
 
         async def send_noted(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 400:
-                await self.record(scope, caller, f"{scope['method']} {scope['path']}")
+            target = scope["state"].get("recorded", "")  # a route says what the address does not, or None if nothing was changed
+            if message["type"] == "http.response.start" and message["status"] < 400 and target is not None:
+                await self.record(scope, caller, f"{scope['method']} {scope['path']}", target)
             await send(message)
 
         await self._app(scope, receive, send_noted)

@@ -10,6 +10,7 @@ from tower.api.answers import Changed
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
 from tower.api.tasks import labels, orchestrator_of, seconds, within
+from tower.bulk import Done
 from tower.queries import Filter
 from tower.spec import BulkRequest, TaskFilter
 
@@ -26,7 +27,7 @@ _TEAM = {"summary": "All of a team", "value": {"filter": {"status": ["failed", "
 def cancel_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_examples={"tree": _TREE, "dry_run": _LOST})]) -> dict[str, Any]:
     """End what waits at once and ask what runs to stop. With a correlation_id the whole tree ends: it takes no new children meanwhile."""
     by = actor_of(request, asked.by)
-    return asdict(orchestrator_of(request).cancel_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
+    return _told(request, orchestrator_of(request).cancel_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
 
 
 @router.post(
@@ -35,7 +36,7 @@ def cancel_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_exam
 def retry_all(request: Request, asked: Annotated[BulkRequest, Body(openapi_examples={"team": _TEAM, "dry_run": _LOST})]) -> dict[str, Any]:
     """Enqueue again what failed, timed out or was cancelled, and has not been retried yet: asking twice makes nothing twice."""
     by = actor_of(request, asked.by)
-    return asdict(orchestrator_of(request).retry_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
+    return _told(request, orchestrator_of(request).retry_all(_chosen(request, asked.filter), by, dry_run=asked.dry_run))
 
 
 def _chosen(request: Request, asked: TaskFilter) -> Filter:
@@ -51,3 +52,9 @@ def _chosen(request: Request, asked: TaskFilter) -> Filter:
         created_before=seconds(asked.created_before),
         retried=asked.retried,
     )
+
+
+def _told(request: Request, done: Done) -> dict[str, Any]:
+    """Return the answer, and leave for the record how many were changed; a trial changes none and is not recorded."""
+    request.state.recorded = None if done.dry_run else f"{done.changed} of {done.matched} tasks"
+    return asdict(done)

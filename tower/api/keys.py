@@ -116,6 +116,7 @@ def make_key(request: Request, asked: NewKey) -> dict[str, Any]:
     expires_at = asked.expires_at.timestamp() if asked.expires_at else None
     limits: dict[str, Any] = {"types": asked.types, "labels": asked.labels, "expires_at": expires_at}
     row, key = db.unit(lambda: keys.create(asked.name, asked.role, **limits, by=caller_of(request).name))
+    request.state.recorded = f"{row['id']} {row['name']}"
     return {**_told(row), "key": key}
 
 

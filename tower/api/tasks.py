@@ -1,6 +1,6 @@
 """/tasks: enqueue, list, show, cancel, retry."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -12,10 +12,11 @@ from tower.api.access import actor_of, caller_of
 from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, TaskDetail, TaskPage, detail, event, summary
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
-from tower.errors import InvalidTask, Refused
+from tower.errors import InvalidTask, NotFound, Refused
 from tower.keys import Caller
 from tower.orchestrator import EnhancedOrchestrator
 from tower.spec import MAX_BATCH, Key, Line, Status, TaskSpec, Text, Time
+from tower.tree import unknown_parent
 
 router = APIRouter(prefix="/tasks", tags=["tasks"], route_class=StrictRoute)
 
@@ -63,6 +64,19 @@ def check_covered(caller: Caller, specs: Sequence[TaskSpec]) -> None:
             labels = "".join(f", with the label {name}={value}" for name, value in caller.labels)
             said = f"The key of {caller.name!r} is limited to tasks {types}{labels}; change the task, or use another key."
             raise Refused(said, code="key_limited")
+    if caller.is_limited:
+        db.read(lambda: _check_parents(caller, {spec.parent_id for spec in specs if spec.parent_id}))
+
+
+def _check_parents(caller: Caller, parents: Iterable[str]) -> None:
+    """Raise what an unknown parent raises if whoever asks may not see one of these."""
+    for parent_id in parents:
+        try:
+            is_seen = caller.covers(*queries.kind_and_labels(parent_id))
+        except NotFound:
+            is_seen = False
+        if not is_seen:
+            raise unknown_parent(parent_id)
 
 
 def orchestrator_of(request: Request) -> EnhancedOrchestrator:

@@ -123,6 +123,10 @@ def test_files_are_kept_by_name_and_pattern(sqlite_tower: Tower, tmp_path: Path)
     (tmp_path / "out/a.xml").write_text("<a/>")
     task = run(sqlite_tower, "true", cwd=str(tmp_path), artifacts=["out/*.xml"])
     assert (sqlite_tower.traced(str(task["id"])) / "artifacts/out/a.xml").read_text() == "<a/>"
+    (tmp_path / "out/deep").mkdir()
+    (tmp_path / "out/deep/b.txt").write_text("b")
+    task = run(sqlite_tower, "true", cwd=str(tmp_path), artifacts=["out/**"])
+    assert (sqlite_tower.traced(str(task["id"])) / "artifacts/out/deep/b.txt").read_text() == "b"
     assert run(sqlite_tower, "true", cwd=str(tmp_path), artifacts=["none.txt"])["error"]["code"] == "artifact_missing"  # type: ignore[index]
     assert run(sqlite_tower, "true", cwd=str(tmp_path), artifacts=["../x"])["error"]["code"] == "artifact_missing"  # type: ignore[index]
 
