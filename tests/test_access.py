@@ -51,8 +51,8 @@ def shown(key: str) -> dict[str, str]:
 
 
 CALLS = sorted((path, method) for path, methods in RULES.items() for method in methods)
-#: A form without a key is refused by itself; readiness asks a broker that is not there, which takes seconds.
-OTHERS = [call for call in CALLS if call not in (("/login", "POST"), ("/health/ready", "GET"))]
+#: A form without a key is refused by itself; what tells of readiness asks a broker that is not there, which takes seconds.
+OTHERS = [call for call in CALLS if call not in (("/login", "POST"), ("/health/ready", "GET"), ("/", "GET"))]
 
 
 def _address(path: str) -> str:

@@ -128,6 +128,9 @@ def test_a_limited_key_sees_and_changes_only_its_tasks(client: TestClient) -> No
 )
 def test_whoever_looks_is_refused_with_a_page_and_a_program_with_a_problem(client: TestClient, path: str, status: int, told: str) -> None:
     """By what is asked for."""
+    for place in ("/", path):
+        assert client.get(place).status_code == 401
+        assert client.get(place, headers={"accept": "text/html"}).headers["location"] == f"/login?next={place}"
     log_in(client, VIEWER)
     page, answer = client.get(path, headers={"accept": "text/html,*/*"}), client.get(path)
     assert (page.status_code, answer.status_code) == (status, status)

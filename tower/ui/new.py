@@ -87,7 +87,9 @@ def _more(sent: Fields) -> dict[str, Any]:
     for name in _TIMES:
         if text := sent.one(name):
             # A browser's field has neither seconds nor a zone: the page says that it is UTC.
-            said[name] = text if not text[0].isdigit() or text[-1] in "Zz" or "+" in text else f"{text}:00Z" if text.count(":") == 1 else f"{text}Z"
+            said[name] = (
+                text if not text[0].isdigit() or text[-1] in "Zz" or "+" in text else f"{text}:00Z" if text.count(":") == 1 else f"{text}Z"
+            )
     rate = {part: sent.one(name) for name, part in _RATE.items() if sent.one(name)}
     if rate:
         numbers = {part: schema.number(f"rate_{part}", rate[part]) for part in ("limit", "per_s") if part in rate}
