@@ -91,7 +91,10 @@ def _quoted(text: str) -> Iterator[str]:
 
 
 def _base64(data: bytes) -> Iterator[str]:
-    """Yield what is certain of the data's base64, wherever in a longer text it begins, and its lines where programs break them."""
+    """Yield the data's base64, what is certain of it wherever in a longer text it begins, and its lines where programs break them."""
+    alone = b64encode(data).decode()
+    for form in (alone, alone.replace("+", "-").replace("/", "_")):
+        yield from (form, form.rstrip("="))
     for shift, first in ((0, 0), (1, 2), (2, 3)):
         whole = b64encode(b"\0" * shift + data).decode()[first : (shift + len(data)) * 8 // 6]
         for form in (whole, whole.replace("+", "-").replace("/", "_")):
