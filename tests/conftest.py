@@ -29,15 +29,7 @@ KINDS = [pytest.param("sqlite"), pytest.param("postgres", marks=pytest.mark.slow
 hypothesis.settings.register_profile("tower", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("tower")
 
-#: What takes longest; these begin first, so that no process is left alone with one of them at the end.
-_LONG = ("chaos", "ui", "acceptance")
-
 _names = itertools.count()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: _LONG.index(item.path.parent.name) if item.path.parent.name in _LONG else len(_LONG))
-
 
 #: For `--hypothesis-profile=long`: half an hour of what the suite tries for seconds.
 hypothesis.settings.register_profile(

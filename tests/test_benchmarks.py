@@ -16,7 +16,7 @@ def test_a_measure_gives_its_figures(tmp_path: Path, mode: str) -> None:
     """In a table, and in a file to compare the next time with."""
     kept = tmp_path / "figures.json"
     command = [sys.executable, "-m", "benchmarks", "run", "--mode", mode, "--only", "throughput", "--tasks", "20", "--json", str(kept)]
-    for _ in range(2):
+    for _ in range(2 if mode == "embedded" else 1):  # once more with the last time beside it
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
         figures = json.loads(kept.read_text())[f"throughput, {mode}"]

@@ -37,7 +37,7 @@ from tower.moves import ARROWS
 pytestmark = pytest.mark.slow
 
 SHORT = settings(
-    max_examples=40, stateful_step_count=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=30, stateful_step_count=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
 
 #: What each event says of the status that it led to; the others change none.

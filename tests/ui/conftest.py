@@ -22,9 +22,9 @@ from tower.settings import Settings
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium for the session."""
+    """A headless Chromium; it ends with the file, since its event loop is in the way of others in the same thread."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium on the PATH")
     with sync_playwright() as playwright:

@@ -54,7 +54,7 @@ def _fits(page: Page) -> bool:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_page_is_accessible_and_fits_a_phone(stack: Stack, visit: Open, hostile: str, theme: str) -> None:
-    """No violation that axe finds, nothing beyond the edge, and nothing that a task wrote is run."""
+    """No violation that axe finds, nothing beyond the edge, and nothing that a task wrote is run; in the dark, colours are what differs."""
     task = f"/ui/tasks/{hostile}"
     files = [f"{task}/files/artifacts/{name}" for name in FILES]
     places = (
@@ -71,7 +71,7 @@ def test_every_page_is_accessible_and_fits_a_phone(stack: Stack, visit: Open, ho
     for place in places:
         page.set_viewport_size({"width": 1280, "height": 900})
         page.goto(place)
-        found = Axe().run(page)
+        found = Axe().run(page, options=None if theme == "light" else {"runOnly": ["color-contrast"]})
         assert found.violations_count == 0, f"{place}: {found.generate_report()}"
         assert page.title() != "owned", place
         assert _fits(page), place
