@@ -56,7 +56,9 @@ class Stack:
         self.port = free_port()
         self.environment = {"PORT": str(self.port), "TOWER_RUN_DIR": str(folder / "run"), **QUICK, **environment}
         self.processes: list[Process] = []
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+        # Connections are let go long before the server ends them after 5 s, which could meet a request on its way.
+        limits = httpx2.Limits(keepalive_expiry=1)
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30, limits=limits)
 
     def server(self) -> Process:
         """Start the server and wait until it answers."""

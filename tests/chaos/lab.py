@@ -53,7 +53,7 @@ class Lab:
         }
         self._web = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
         threading.Thread(target=self._web.serve_forever, name="web", daemon=True).start()
-        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20)
+        self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20, limits=httpx2.Limits(keepalive_expiry=1))
 
     def close(self) -> None:
         """End everything."""
