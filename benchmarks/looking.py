@@ -96,7 +96,7 @@ async def _follow_log(port: int, task_id: str, times: list[float]) -> None:
         first += body.count(b'id=\\"L')
         took = time.perf_counter() - began
         times.append(took * 1000)
-        await asyncio.sleep(max(1.0, 10 * took))
+        await asyncio.sleep(max(1.0, 5 * took))
 
 
 async def _look(port: int, task_id: str, times: list[float]) -> None:

@@ -78,7 +78,7 @@ export function installLog() {
     if (!document.hidden && (isFollowing || last >= total)) await later();
     if (isFollowing && total > last) await toEnd(); // it grows faster than it is read
     // A server that takes long is asked less often, so that any number may look.
-    if (!isFinal || last < total) setTimeout(look, Math.max(1000, 10 * (performance.now() - began)));
+    if (!isFinal || last < total) setTimeout(look, Math.max(1000, 5 * (performance.now() - began)));
     else follow.hidden = true;
   }
 
