@@ -93,11 +93,14 @@ def _quoted(text: str) -> Iterator[str]:
 def _base64(data: bytes) -> Iterator[str]:
     """Yield the data's base64, what is certain of it wherever in a longer text it begins, and its lines where programs break them."""
     alone = b64encode(data).decode()
-    for form in (alone, alone.replace("+", "-").replace("/", "_")):
-        yield from (form, form.rstrip("="))
+    yield from (*_for_urls_too(alone), *_for_urls_too(alone.rstrip("=")))
     for shift, first in ((0, 0), (1, 2), (2, 3)):
         whole = b64encode(b"\0" * shift + data).decode()[first : (shift + len(data)) * 8 // 6]
-        for form in (whole, whole.replace("+", "-").replace("/", "_")):
+        for form in _for_urls_too(whole):
             yield form
             for width in _WIDTHS:
                 yield from (line for line in (form[at : at + width] for at in range(0, len(form), width)) if len(line) >= SHORTEST)
+
+
+def _for_urls_too(form: str) -> tuple[str, str]:
+    return form, form.replace("+", "-").replace("/", "_")

@@ -134,16 +134,21 @@ def _ended(within: Filter, begin: float, end: float, bucket_s: int) -> dict[int,
     """Return how many tasks of each status ended in each bucket between two times; unless narrowed, the index alone tells."""
     counts: dict[int, dict[str, int]] = defaultdict(dict)
     condition, values = _narrowed(within)
-    whole = "FLOOR" if db.is_postgres() else ""  # where a cast rounds; SQLite may lack the function, and its cast cuts off
     for status in FINAL:
         found = db.rows(
-            f"SELECT CAST({whole}(finished_at / {bucket_s}) AS integer) AS bucket, COUNT(*) AS count FROM task"
+            f"SELECT {_number(bucket_s)} AS bucket, COUNT(*) AS count FROM task"
             f" WHERE status = '{status}' AND finished_at >= ? AND finished_at < ?{condition} GROUP BY 1",
             [begin, end, *values],
         )
         for row in found:
             counts[row["bucket"]][status] = row["count"]
     return counts
+
+
+def _number(bucket_s: int) -> str:
+    """Return in SQL the number of the bucket that a task ended in."""
+    whole = "FLOOR" if db.is_postgres() else ""  # where a cast rounds; SQLite may lack the function, and its cast cuts off
+    return f"CAST({whole}(finished_at / {bucket_s}) AS integer)"
 
 
 def _bucket(within: Filter, number: int, bucket_s: int, counts: dict[str, int]) -> Bucket:
@@ -165,9 +170,8 @@ def _labelled(within: Filter, numbers: Sequence[int], bucket_s: int) -> dict[int
     """Return the buckets of somebody who sees the tasks with some labels only: of the newest LABELLED of them, since no index has both."""
     (key, value), *others = within.within_labels
     condition, values = _narrowed(replace(within, within_labels=tuple(others)))
-    whole = "FLOOR" if db.is_postgres() else ""
     found = db.rows(
-        f"SELECT CAST({whole}(finished_at / {bucket_s}) AS integer) AS bucket, status, COUNT(*) AS count,"
+        f"SELECT {_number(bucket_s)} AS bucket, status, COUNT(*) AS count,"
         " AVG(CASE WHEN started_at > queued_at THEN started_at - queued_at WHEN started_at IS NOT NULL THEN 0 END) AS waited_s"
         f" FROM (SELECT task_id FROM task_label WHERE key = ? AND value = ? ORDER BY task_id DESC LIMIT {LABELLED}) AS newest"
         f" CROSS JOIN task WHERE id = newest.task_id AND finished_at >= ? AND finished_at < ?{condition} GROUP BY 1, 2",

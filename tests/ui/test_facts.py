@@ -1,5 +1,6 @@
 """What the pages tell: lists by any filter, views, pace, and tasks in words."""
 
+import asyncio
 import json
 import re
 import time
@@ -17,6 +18,7 @@ from tower.models import SavedView, Task, new_id
 from tower.queries import Filter
 from tower.settings import Settings
 from tower.ui.charts import phases
+from tower.ui.live import Live
 
 
 def test_the_filter_is_the_address(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +160,18 @@ def test_what_runs_shows_its_last_line(client: TestClient) -> None:
     page = client.get("/").text
     assert 'step <span class="a-f2">0</span>&lt;b&gt;' in page and 'step <span class="a-f2">1</span>&lt;b&gt;' in page
     assert "early" not in page and "before" not in page and page.count('class="doing"') == 2
+
+
+def test_any_number_may_look_at_a_page_that_is_live_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only other pages must wait until there is room."""
+    monkeypatch.setattr("tower.ui.live._MOST", 1)
+
+    async def look() -> tuple[bool, bool]:
+        live = Live()
+        with live.on("one", dict):
+            return live.has_room_for("one"), live.has_room_for("another")
+
+    assert asyncio.run(look()) == (True, False)
 
 
 def test_a_life_is_drawn_to_scale() -> None:

@@ -210,7 +210,7 @@ class Access:
     async def _check_limits(self, caller: Caller, method: str, path: str | None, values: dict[str, Any]) -> None:
         task_id = values.get("task_id")
         if task_id is not None:
-            await run_in_threadpool(db.read, partial(_check_task, caller, task_id), patience_s=_PATIENCE_S)
+            await run_in_threadpool(db.read, partial(check_task, caller, task_id), patience_s=_PATIENCE_S)
         elif method in _CHANGES and path not in _KNOWS_LIMITS:
             said = f"The key of {caller.name!r} is limited to some tasks, and this is about all; use another key."
             raise Refused(said, code="key_limited")
@@ -315,7 +315,8 @@ def _is_page(path: str | None) -> bool:
     return path is None or path in ("/", "/docs") or path.startswith("/ui/")
 
 
-def _check_task(caller: Caller, task_id: str) -> None:
+def check_task(caller: Caller, task_id: str) -> None:
+    """Raise NotFound for a task that does not exist, or not for whoever asks. Runs inside `db.read`."""
     type_name, labels = queries.kind_and_labels(task_id)
     if not caller.covers(type_name, labels):
         raise queries.not_found(task_id)

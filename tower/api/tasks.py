@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from tower import db, queries
-from tower.api.access import actor_of, caller_of
+from tower.api.access import actor_of, caller_of, check_task
 from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, TaskDetail, TaskPage, detail, event, summary
 from tower.api.errors import problems
 from tower.api.strict import StrictRoute
@@ -64,19 +64,18 @@ def check_covered(caller: Caller, specs: Sequence[TaskSpec]) -> None:
             labels = "".join(f", with the label {name}={value}" for name, value in caller.labels)
             said = f"The key of {caller.name!r} is limited to tasks {types}{labels}; change the task, or use another key."
             raise Refused(said, code="key_limited")
-    if caller.is_limited:
-        db.read(lambda: _check_parents(caller, {spec.parent_id for spec in specs if spec.parent_id}))
+    parents = {spec.parent_id for spec in specs if spec.parent_id}
+    if caller.is_limited and parents:
+        db.read(lambda: _check_parents(caller, parents))
 
 
 def _check_parents(caller: Caller, parents: Iterable[str]) -> None:
     """Raise what an unknown parent raises if whoever asks may not see one of these."""
     for parent_id in parents:
         try:
-            is_seen = caller.covers(*queries.kind_and_labels(parent_id))
+            check_task(caller, parent_id)
         except NotFound:
-            is_seen = False
-        if not is_seen:
-            raise unknown_parent(parent_id)
+            raise unknown_parent(parent_id) from None
 
 
 def orchestrator_of(request: Request) -> EnhancedOrchestrator:

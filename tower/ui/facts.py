@@ -120,8 +120,7 @@ def _time(text: str, name: str) -> float | None:
 
 #: Parameters of the list that say what is asked for, in the order that the form has them.
 FILTERS = ("status", "type", "label", "text", "error_code", "worker", "correlation_id", "after", "before", "retried")
-
-
+#: Those, and what else makes a difference to the page of tasks.
 ASKS = frozenset((*FILTERS, "view", "cursor"))
 
 
@@ -155,33 +154,32 @@ def tasks(visit: Visit) -> dict[str, Any]:
 
 
 def _board(filter_: Filter, columns: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    within = replace(filter_, not_older_than=queries.older_by(None, _SEARCHED)) if _is_searched(filter_) else filter_
+    within = _bounded(filter_, None)
     return {status: queries.tasks(replace(within, statuses=(status,)), before=None, limit=_PER_COLUMN) for status in columns}
 
 
-def _is_searched(filter_: Filter) -> bool:
-    """Whether no index finds what is asked for, so that one look goes only so far."""
-    return bool(
-        filter_.text or filter_.worker_id or filter_.error_codes or filter_.retried or filter_.created_after or filter_.created_before
+def _bounded(filter_: Filter, before: str | None) -> Filter:
+    """Return the filter of one look: where no index finds what is asked for, it goes only so far."""
+    is_searched = any(
+        (filter_.text, filter_.worker_id, filter_.error_codes, filter_.retried, filter_.created_after, filter_.created_before)
     )
+    return replace(filter_, not_older_than=queries.older_by(before, _SEARCHED)) if is_searched else filter_
 
 
 def _page(filter_: Filter, before: str | None) -> tuple[list[dict[str, Any]], str | None, int | None]:
     """Return a page of tasks, where the next begins, and how many tasks were searched if there may be more fitting ones behind those."""
-    if not _is_searched(filter_):
-        rows = queries.tasks(filter_, before=before, limit=_PER_PAGE + 1)
-        return rows[:_PER_PAGE], rows[_PER_PAGE - 1]["id"] if len(rows) > _PER_PAGE else None, None
-    edge = queries.older_by(before, _SEARCHED)
-    rows = queries.tasks(replace(filter_, not_older_than=edge), before=before, limit=_PER_PAGE + 1)
+    within = _bounded(filter_, before)
+    rows = queries.tasks(within, before=before, limit=_PER_PAGE + 1)
     if len(rows) > _PER_PAGE:
         return rows[:_PER_PAGE], rows[_PER_PAGE - 1]["id"], None
-    return rows, edge, _SEARCHED if edge else None
+    return rows, within.not_older_than, _SEARCHED if within.not_older_than else None
 
 
 def find(visit: Visit) -> list[dict[str, Any]]:
     """Return the newest tasks whose title, type or id holds a text: what the palette offers while it is typed."""
-    rows, _, _ = db.read(lambda: _page(chosen(QueryParams(text=visit.query.get("text", "")), visit.within), None))
-    return [{"id": row["id"], "name": row["title"] or row["type"], "status": row["status"]} for row in rows[:_OFFERED]]
+    asked = chosen(QueryParams(text=visit.query.get("text", "")), visit.within)
+    rows = db.read(lambda: queries.tasks(_bounded(asked, None), before=None, limit=_OFFERED))
+    return [{"id": row["id"], "name": row["title"] or row["type"], "status": row["status"]} for row in rows]
 
 
 def handlers(visit: Visit) -> dict[str, Any]:

@@ -25,11 +25,7 @@ from tower.ui.words import templates
 router = APIRouter(include_in_schema=False)
 
 _YEAR_S = 365 * 86_400
-#: Our own, and Swagger UI from the package that brings it.
-_STATIC = [
-    *(files("tower.ui") / "static").iterdir(),
-    *(files("fastapi_swagger.resources") / name for name in ("swagger-ui-bundle.js", "swagger-ui.css")),
-]
+_SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css")
 
 _PAGES = {
     "/": Page("tower.html", facts.tower),
@@ -135,7 +131,10 @@ async def static(request: Request, name: str) -> Response:
 
 @cache
 def _static() -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in _STATIC if file.is_file()}
+    """Return the content of every file: our own, and Swagger UI from the package that brings it."""
+    brought = files("fastapi_swagger.resources")
+    found = [*(files("tower.ui") / "static").iterdir(), *(brought / name for name in _SWAGGER)]
+    return {file.name: file.read_bytes() for file in found if file.is_file()}
 
 
 @cache

@@ -73,10 +73,9 @@ class Live:
         self._looking: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no other page can be kept live."""
-        return len(self._shown) >= _MOST
+    def has_room_for(self, key: Hashable) -> bool:
+        """Whether a page can be kept live; one that is already takes any number."""
+        return key in self._shown or len(self._shown) < _MOST
 
     @contextmanager
     def on(self, key: Hashable, make: Callable[[], Parts]) -> Iterator[Shown]:
@@ -96,7 +95,6 @@ class Live:
     async def _look(self, key: Hashable, shown: Shown, make: Callable[[], Parts]) -> None:
         try:
             while shown.followers:
-                began = time.monotonic()
                 try:
                     async with self._turns:
                         began = time.monotonic()

@@ -1,7 +1,7 @@
 """A page: a template with the facts it is made from, answered once as HTML, or as a stream of the parts that change."""
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from tower.api.errors import problem, status_of
 from tower.api.session import COOKIE
 from tower.errors import TowerError, Unavailable
 from tower.handler import Registry
-from tower.keys import BOOTSTRAP, OPERATOR, ROLES, Caller
+from tower.keys import BOOTSTRAP, ROLES, Caller
 from tower.orchestrator import EnhancedOrchestrator
 from tower.overview import Pace
 from tower.queries import Filter
@@ -86,6 +86,11 @@ class Visit:
         return f"{place}?{self.query}" if self.query and self.method == "GET" else place
 
     @property
+    def key(self) -> Hashable:
+        """What tells it from others: two visits with the same key are shown the same."""
+        return self.origin, self.path, str(self.query), self.caller, self.token
+
+    @property
     def within(self) -> Filter:
         """What whoever looks may see."""
         return Filter(within_types=self.caller.types, within_labels=self.caller.labels)
@@ -94,10 +99,9 @@ class Visit:
         """Whether whoever looks may do what takes this role."""
         return self.caller.may(role)
 
-    @property
-    def may_pause(self) -> bool:
-        """Whether whoever looks may pause what is everybody's."""
-        return self.may(OPERATOR) and not self.caller.is_limited
+    def may_for_all(self, role: str) -> bool:
+        """Whether whoever looks may do what takes this role and is about the tasks of everybody."""
+        return self.may(role) and not self.caller.is_limited
 
     def check(self) -> None:
         """Raise Refused if the key of this visit opens nothing any more. Runs inside `db.read`."""
@@ -122,11 +126,12 @@ class Page:
         if _STREAM in request.headers.get("accept", ""):
             known = request.headers.get("last-event-id") or request.query_params.get("live", "")
             live: Live = request.app.state.live
-            if live.is_full:
+            visit = self._narrowed(Visit.of(request))
+            if not live.has_room_for(visit.key):
                 return problem(
                     503, "busy", "Too many different pages are open; this one is kept up to date later.", headers={"retry-after": "5"}
                 )
-            stream = self._stream(live, self._narrowed(Visit.of(request)), known.split("."))
+            stream = self._stream(live, visit, known.split("."))
             headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
             return StreamingResponse(stream, media_type=_STREAM, headers=headers)
         return await self.answer(Visit.of(request))
@@ -166,7 +171,7 @@ class Page:
         return self._parts(self._context(visit))
 
     async def _stream(self, live: Live, visit: Visit, known: list[str]) -> AsyncIterator[bytes]:
-        with live.on((visit.origin, visit.path, str(visit.query), visit.caller, visit.token), lambda: self.parts(visit)) as shown:
+        with live.on(visit.key, lambda: self.parts(visit)) as shown:
             while True:
                 try:
                     parts = await shown.wait(known, _KEEP_ALIVE_S)
