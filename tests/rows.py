@@ -44,6 +44,13 @@ def running(worker: str = "w1", **fields: Any) -> Claim:
     return claimed
 
 
+def expire(claimed: Claim) -> str | None:
+    """Take a task from a worker that is gone; return its next status, None if another sweep did."""
+    seen = row(claimed.id)["beat"]
+    beat = db.unit(lambda: lifecycle.fence(claimed.id, claimed.attempt, seen))
+    return None if beat is None else db.unit(lambda: lifecycle.expire(claimed.id, claimed.attempt, beat, "gone"))
+
+
 def row(task_id: str) -> dict[str, Any]:
     return db.read(lambda: queries.task(task_id))
 

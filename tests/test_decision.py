@@ -37,6 +37,8 @@ def row(number: int = 0, **fields: Any) -> Row:
         "type": "echo",
         "ready_at": 0.0,
         "attempt": 0,
+        "losses": 0,
+        "max_losses": 3,
         "concurrency_key": None,
         "concurrency_limit": 1,
     }
@@ -52,6 +54,7 @@ rows = st.builds(
     rate_key=st.sampled_from(RATES),
     rate_limit=st.integers(1, 4),
     rate_per_s=st.sampled_from([5.0, 20.0]),
+    losses=st.sampled_from([0, 0, 0, 1, 2]),
 )
 candidates = st.lists(rows, max_size=40).map(lambda found: [{**one, "id": f"{n:03}", "rank": float(n)} for n, one in enumerate(found)])
 
@@ -95,6 +98,7 @@ def test_a_decision_is_never_over_a_limit(waiting: list[Row], begin: tuple[Load,
     for key in {one["concurrency_key"] for one in picked} - {None}:
         sharing = [one for one in [*in_flight, *picked] if one["concurrency_key"] == key]
         assert len(sharing) <= min(one["concurrency_limit"] for one in sharing)
+    assert len([one for one in picked if one["losses"] == 2]) <= (0 if any(one["losses"] == 2 for one in in_flight) else 1)
 
 
 def _places_of(one: Row) -> list[Place]:
@@ -254,6 +258,15 @@ def test_a_rate_key_without_a_limit_restricts_nothing() -> None:
     load = measure(100.0, [{"slots": 8, "queues": ["a"]}], [], {(RATE, "other"): Limits(rate_limit=1, rate_per_s=60.0)})
     load.starts["r"] = [100.0] * 50
     assert obstacle(row(rate_key="r"), load) is None
+
+
+def test_of_those_with_one_chance_left_one_runs_at_a_time() -> None:
+    """Lost once less they run beside each other; one that may run once only has never been lost."""
+    load = measure(0.0, [{"slots": 8, "queues": ["a"]}], grouped([row(1, losses=2)]), {})
+    assert obstacle(row(2, losses=2), load) == Obstacle("quarantine", ("quarantine", ""), 1, 1)
+    for free in (row(2, losses=1), row(2), row(2, max_losses=1), row(2, losses=2, max_losses=9)):
+        assert obstacle(free, load) is None
+    assert choose([row(n, losses=2) for n in range(3)], measure(0.0, [{"slots": 8, "queues": ["a"]}], [], {}))[0] == ["000"]
 
 
 def test_a_full_tower_says_so_last() -> None:

@@ -25,12 +25,6 @@ def finish(claim: Claim, outcome: Outcome = OK, tail: str = "") -> str | None:
     return db.unit(lambda: lifecycle.finish(claim, outcome, new_id(), [LogPart(1, tail)] if tail else []))
 
 
-def expire(claim: Claim) -> str | None:
-    seen = r.row(claim.id)["beat"]
-    beat = db.unit(lambda: lifecycle.fence(claim.id, claim.attempt, seen))
-    return None if beat is None else db.unit(lambda: lifecycle.expire(claim.id, claim.attempt, beat, "gone"))
-
-
 def test_every_status_has_its_arrows_and_final_ones_have_none() -> None:
     """The table of arrows is complete."""
     assert set(ARROWS) == set(STATUSES)
@@ -53,7 +47,7 @@ def test_a_final_state_is_never_changed() -> None:
     finish(claim)
     before = r.row(claim.id)
     assert finish(claim, BROKEN) is None
-    assert expire(claim) is None
+    assert r.expire(claim) is None
     assert db.unit(lambda: lifecycle.cancel(claim.id, None)) == SUCCEEDED
     assert db.unit(lambda: lifecycle.release(claim, "stop", new_id())) is None
     assert (r.dispatch(claim.id), r.claim(claim.id)) == ([], None)
@@ -92,7 +86,7 @@ def test_workers_that_ask_for_any_task_get_different_ones_in_order() -> None:
 def test_a_late_worker_is_fenced_by_the_attempt_number() -> None:
     """A worker that lost its lease can neither finish, log nor keep files."""
     late = r.running()
-    assert expire(late) == QUEUED
+    assert r.expire(late) == QUEUED
     r.dispatch(late.id)
     current = r.claim(late.id, "w2")
     assert current and current.attempt == 2
@@ -158,7 +152,7 @@ def test_lost_workers_are_counted_apart_from_failures() -> None:
     claim = r.running(max_attempts=1)
     ends = []
     for _ in range(3):
-        ends.append(expire(claim))
+        ends.append(r.expire(claim))
         r.dispatch(claim.id)
         claim = r.claim(claim.id) or claim
     assert ends == [QUEUED, QUEUED, FAILED]
@@ -169,7 +163,7 @@ def test_lost_workers_are_counted_apart_from_failures() -> None:
 def test_a_task_that_may_run_at_most_once_fails_with_its_worker(end: str) -> None:
     """P4: whether the worker was lost or stopped, there is no second run."""
     claim = r.running(max_losses=1)
-    assert (expire(claim) if end == "expire" else db.unit(lambda: lifecycle.release(claim, "its worker was stopped", new_id()))) == FAILED
+    assert (r.expire(claim) if end == "expire" else db.unit(lambda: lifecycle.release(claim, "its worker was stopped", new_id()))) == FAILED
     assert r.row(claim.id)["error_code"] == "worker_lost"
 
 
@@ -215,7 +209,7 @@ def test_a_task_that_was_asked_to_stop_never_runs_again(end: str) -> None:
     ways: dict[str, Callable[[], Any]] = {
         "failure": lambda: finish(claim, BROKEN),
         "release": lambda: db.unit(lambda: lifecycle.release(claim, "stop", new_id())),
-        "expire": lambda: expire(claim),
+        "expire": lambda: r.expire(claim),
     }
     assert ways[end]() == CANCELLED
     assert r.row(claim.id)["error_code"] == "cancelled"

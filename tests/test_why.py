@@ -101,6 +101,20 @@ def test_a_full_limit_names_whose_it_is_and_who_fills_it(kind: str, name: str, r
     assert told["summary"].startswith(f"the limit of {called} held by {holder.id}, running ")
 
 
+def test_a_task_with_one_chance_left_waits_for_another_such() -> None:
+    """And for none that was never lost."""
+    r.add_worker()
+    r.running()
+    holder = r.running()
+    task_id = r.insert()
+    db.unit(lambda: Task.update(losses=2).where(Task.id << [holder.id, task_id]).execute())
+    told = explain(task_id)
+    assert told["reason"] == "quarantine"
+    said = f"it was lost with its workers; of such tasks one runs at a time, and the turn is held by {holder.id}, running "
+    assert told["summary"].startswith(said)
+    assert [link["task_id"] for link in told["chain"]] == [holder.id]
+
+
 def test_a_pause_tells_who_and_why_and_how_to_end_it() -> None:
     """When it ends nobody can tell."""
     r.add_worker()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 NOT_BEFORE, RETRY_BACKOFF, PAUSED = "not_before", "retry_backoff", "paused"
-CONCURRENCY_KEY, RATE_LIMIT = "concurrency_key", "rate_limit"
+CONCURRENCY_KEY, RATE_LIMIT, QUARANTINE = "concurrency_key", "rate_limit", "quarantine"
 TYPE_LIMIT, QUEUE_LIMIT, TOWER_LIMIT = "type_limit", "queue_limit", "tower_limit"
 NO_WORKER, NO_FREE_SLOT = "no_worker", "no_free_slot"
 
@@ -123,14 +123,17 @@ class Load:
 
 _NO_LIMITS = Limits()
 
+#: Where tasks count that have their last chance.
+_QUARANTINED: Place = (QUARANTINE, "")
+
 
 def measure(
     now: float, workers: Iterable[Row], in_flight: Iterable[Row], rules: Mapping[Place, Limits], prefetch: float = PREFETCH
 ) -> Load:
     """Return the load: the workers' slots and a small prefetch, less what is in flight, and what of it counts against which limit.
 
-    Rows of `in_flight` are tasks of one queue, type and concurrency key: their `count`, how many of them are `holding` a slot of a
-    worker that stays, and their `lowest` concurrency limit.
+    Rows of `in_flight` are tasks of one queue, type and concurrency key, with as many losses: their `count`, how many of them are
+    `holding` a slot of a worker that stays, and their `lowest` concurrency limit.
     """
     room, queues = 0, dict[str, int]()
     for worker in workers:
@@ -167,7 +170,19 @@ def obstacle(row: Row, load: Load) -> Obstacle | None:
     """Return why a queued task cannot start under this load; None if it can."""
     if row["ready_at"] > load.now:
         return Obstacle(RETRY_BACKOFF if row["attempt"] else NOT_BEFORE, until=row["ready_at"])
-    return _pause(row, load) or _key_limit(row, load) or _rate_limit(row, load) or _limit(row, load) or _slot(row, load)
+    return (
+        _pause(row, load)
+        or _quarantine(row, load)
+        or _key_limit(row, load)
+        or _rate_limit(row, load)
+        or _limit(row, load)
+        or _slot(row, load)
+    )
+
+
+def has_last_chance(row: Row) -> bool:
+    """Whether a task has been lost with its workers so often that it fails if that happens once more."""
+    return bool(row["losses"] > 0 and row["losses"] >= row["max_losses"] - 1)
 
 
 def rate_of(row: Row, rules: Mapping[Place, Limits]) -> tuple[str, int, float] | None:
@@ -183,11 +198,21 @@ def rate_of(row: Row, rules: Mapping[Place, Limits]) -> tuple[str, int, float] |
 def _places(row: Row) -> list[Place]:
     """Return where a task counts."""
     places = [(TOWER, ""), (QUEUE, row["queue"]), (TYPE, row["type"])]
-    return places if row["concurrency_key"] is None else [*places, (KEY, row["concurrency_key"])]
+    if row["concurrency_key"] is not None:
+        places.append((KEY, row["concurrency_key"]))
+    if has_last_chance(row):
+        places.append(_QUARANTINED)
+    return places
 
 
 def _pause(row: Row, load: Load) -> Obstacle | None:
     return next((Obstacle(PAUSED, place) for place in _places(row) if load.rule(*place).paused_at is not None), None)
+
+
+def _quarantine(row: Row, load: Load) -> Obstacle | None:
+    """One at a time: so a task that takes its worker down every time does not end those that were beside it each time."""
+    count = load.running[_QUARANTINED] if has_last_chance(row) else 0
+    return Obstacle(QUARANTINE, _QUARANTINED, 1, count) if count else None
 
 
 def _key_limit(row: Row, load: Load) -> Obstacle | None:

@@ -78,7 +78,7 @@ def held(claim: Claim) -> tuple[Any, ...]:
 
 def locked(*conditions: Any) -> dict[str, Any] | None:
     """Return what decides about a task's next state, and keep everybody else from changing it until the commit."""
-    columns = (Task.id, Task.status, Task.attempt, Task.losses, Task.max_losses, Task.cancel_requested_at)
+    columns = (Task.id, Task.status, Task.attempt, Task.losses, Task.max_losses, Task.lane, Task.cancel_requested_at)
     query = Task.select(*columns).where(*conditions)
     row = (query.for_update() if db.is_postgres() else query).dicts().first()  # in SQLite BEGIN IMMEDIATE has done it
     return dict(row) if row else None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tower import db, moves
+from tower.decision import QUARANTINE, has_last_chance
 from tower.leases import Claim, append_log, appended, held, locked
 from tower.models import (
     CANCELLED,
@@ -401,9 +402,12 @@ def expire(task_id: str, attempt: int, beat: int, reason: str) -> str | None:
         return None
     if row["cancel_requested_at"] is None and row["losses"] + 1 < row["max_losses"]:
         wait = backoff_s(row["losses"]) if row["losses"] else 0
+        lost = {"losses": row["losses"] + 1}
+        if has_last_chance({**row, **lost}):
+            lost["lane"] = f"{QUARANTINE} {row['lane']}"  # it is restricted in one more way than those of its lane
         left = {"code": "worker_lost", "message": reason}
         why = {"error_code": "worker_lost", "error": json.dumps(left, ensure_ascii=False)}
-        move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, losses=Task.losses + 1, **why, **_requeued(wait))
+        move(unchanged, (RUNNING,), QUEUED, "worker_lost", {"reason": reason}, **lost, **why, **_requeued(wait))
         return QUEUED
     status, error = FAILED, {"code": "worker_lost", "message": reason}
     if row["cancel_requested_at"] is not None:

@@ -10,7 +10,7 @@ from tower.models import DISPATCHED, RUNNING, Rule, Task, TaskStart
 
 #: What the decision needs to know of a task.
 COLUMNS = (
-    *(Task.id, Task.rank, Task.queue, Task.type, Task.ready_at, Task.attempt),
+    *(Task.id, Task.rank, Task.queue, Task.type, Task.ready_at, Task.attempt, Task.losses, Task.max_losses),
     *(Task.concurrency_key, Task.concurrency_limit, Task.rate_key, Task.rate_limit, Task.rate_per_s),
 )
 NAMES = ", ".join(field.column_name for field in COLUMNS)
@@ -30,11 +30,11 @@ def paused() -> set[Place]:
 
 
 _WORKERS = "SELECT slots, queues FROM worker WHERE beat_at > {{now}} - {lease_s}"
-#: What is in flight by queue, type and key; what a stopping worker still runs holds no slot.
+#: What is in flight by queue, type, key and losses; what a stopping worker still runs holds no slot.
 _IN_FLIGHT = f"""
-SELECT queue, type, concurrency_key, COUNT(*) AS count, MIN(concurrency_limit) AS lowest,
+SELECT queue, type, concurrency_key, losses, max_losses, COUNT(*) AS count, MIN(concurrency_limit) AS lowest,
     SUM(CASE WHEN status = '{RUNNING}' AND worker_id IN (SELECT id FROM worker WHERE slots = 0) THEN 0 ELSE 1 END) AS holding
-FROM task WHERE status IN ('{DISPATCHED}', '{RUNNING}') GROUP BY queue, type, concurrency_key
+FROM task WHERE status IN ('{DISPATCHED}', '{RUNNING}') GROUP BY queue, type, concurrency_key, losses, max_losses
 """
 
 

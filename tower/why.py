@@ -15,6 +15,7 @@ from tower.decision import (
     NO_WORKER,
     NOT_BEFORE,
     PAUSED,
+    QUARANTINE,
     QUEUE,
     RATE_LIMIT,
     RETRY_BACKOFF,
@@ -156,11 +157,15 @@ def _holders(found: Obstacle, now: Load) -> list[Link]:
     kind, name = found.place
     column = {KEY: Task.concurrency_key, TYPE: Task.type, QUEUE: Task.queue}.get(kind)
     query = Task.select(Task.id, Task.type, Task.status, Task.started_at, Task.dispatched_at).where(Task.status << IN_FLIGHT)
+    if kind == QUARANTINE:
+        query = query.where(Task.losses > 0, Task.losses >= Task.max_losses - 1)
     rows = list((query if column is None else query.where(column == name)).order_by(Task.dispatched_at).limit(_HOLDERS).dicts())
     usual = typical_s({row["type"] for row in rows})
     allowed = "" if found.limit == 1 else f" ({found.count} of {found.limit})"
     called = _called(found.place)
-    if found.reason != CONCURRENCY_KEY:
+    if found.reason == QUARANTINE:
+        called = "it was lost with its workers; of such tasks one runs at a time, and the turn is"
+    elif found.reason != CONCURRENCY_KEY:
         called = f"the limit of {called}"
     return [
         Link(found.reason, f"{called}{allowed} held by {row['id']}, {_since(row, now)}", _ends(row["type"], usual), row["id"])

@@ -60,6 +60,24 @@ def test_a_long_line_for_one_key_keeps_nobody_else_waiting(dispatcher: Dispatche
     assert r.row(free)["status"] == DISPATCHED
 
 
+def test_what_was_lost_with_its_workers_runs_one_by_one_and_holds_up_nobody(dispatcher: Dispatcher) -> None:
+    """Those with one chance left wait for each other; the others of their kind pass them by."""
+    r.add_worker()
+    lost = [r.running(max_losses=2) for _ in range(3)]
+    assert [r.expire(claim) for claim in lost] == [QUEUED] * 3
+    others = [r.insert(max_losses=2) for _ in range(3)]
+    assert dispatcher.run_pass() == 4
+    assert [r.row(claim.id)["wait_reason"] for claim in lost] == [None, "quarantine", "quarantine"]
+    others.append(r.insert(max_losses=2))
+    assert dispatcher.run_pass() == 1
+    assert {r.row(task_id)["status"] for task_id in others} == {DISPATCHED}
+    claim = r.claim(lost[0].id)
+    assert claim and dispatcher.run_pass() == 0
+    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED), new_id()))
+    assert dispatcher.run_pass() == 1
+    assert r.row(lost[1].id)["status"] == DISPATCHED
+
+
 def test_a_task_waits_for_its_time(dispatcher: Dispatcher) -> None:
     """`not_before` in the future is a reason to wait."""
     r.add_worker()

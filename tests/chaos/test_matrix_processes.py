@@ -75,9 +75,13 @@ def restart_until_final(bench: Lab, life: Life, task_id: str) -> None:
 
 
 def test_a_poison_task_ends_and_stops_nothing_else(bench: Lab) -> None:
-    """It has killed three workers, then it has failed; whatever else there was to do is done."""
+    """It has killed three workers, then it has failed; whatever else there was to do is done, also what ran beside it each time."""
     life = bench.start_all()[bench.programs[-1]]
-    poison = bench.give("chaos.poison")
+    beside = [bench.give("sleep", {"seconds": 2}) for _ in range(2)]
+    for task_id in beside:
+        bench.wait_status(task_id, "running")
+    bench.ask("chaos.poison", victim=life, idempotency_key="poison")
+    poison = rows(bench.url, "SELECT id FROM task WHERE idempotency_key = 'poison'")[0]["id"]
     others = [bench.ask("echo", {"n": n}, idempotency_key=f"beside-poison-{n}") for n in range(3)] if not bench.is_embedded else []
     restart_until_final(bench, life, poison)
     bench.end_lives()
@@ -87,7 +91,7 @@ def test_a_poison_task_ends_and_stops_nothing_else(bench: Lab) -> None:
     bench.check()
     task = bench.task(poison)
     assert (task["status"], task["error_code"], task["losses"]) == ("failed", "worker_lost", 3)
-    assert {bench.task(task_id)["status"] for task_id in others if task_id} == {"succeeded"}
+    assert {bench.task(task_id)["status"] for task_id in [*beside, *others] if task_id} == {"succeeded"}
 
 
 def test_a_tower_that_is_frozen_as_a_whole_takes_nothing_from_anybody(bench: Lab) -> None:

@@ -14,6 +14,7 @@ WaitReason = Literal[
     "not_before",
     "retry_backoff",
     "paused",
+    "quarantine",
     "concurrency_key",
     "rate_limit",
     "type_limit",
