@@ -1,5 +1,6 @@
 """Threads that share work: one does it for all, each gets its own result, and nobody suffers for another."""
 
+import asyncio
 import gc
 import threading
 import weakref
@@ -11,7 +12,7 @@ import pytest
 from tests.servers import wait_for
 from tower.errands import Errand, Threads
 from tower.errors import Unavailable
-from tower.group import Group
+from tower.group import Gathering, Group
 
 
 def together(group: Group[int, int], numbers: Sequence[int], busy: threading.Event, go_on: threading.Event) -> dict[int, Any]:
@@ -84,7 +85,55 @@ def test_a_database_that_is_away_is_waited_for_once(shared: Any) -> None:
     assert len(done) == 2
 
 
-def test_an_error_keeps_nothing_alive() -> None:
+def test_coroutines_that_come_together_are_served_together() -> None:
+    """By a thread, in order; who fails fails alone, and who is cancelled is served all the same."""
+    go_on, done = threading.Event(), list[list[int]]()
+
+    def work(items: list[int]) -> list[int]:
+        done.append(items)
+        assert go_on.wait(10)
+        if 3 in items:
+            raise ValueError("three")
+        return [item * 10 for item in items]
+
+    async def ask() -> list[Any]:
+        gathering = Gathering(work, most=3)
+        asked = [asyncio.create_task(gathering.do(number)) for number in range(6)]
+        while not done:
+            await asyncio.sleep(0)
+        asked[5].cancel()
+        go_on.set()
+        return await asyncio.gather(*asked, gathering.do(6), return_exceptions=True)
+
+    *found, failed, four, cancelled, six = asyncio.run(ask())
+    assert (found, str(failed), four, six) == ([0, 10, 20], "three", 40, 60)
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert done[0] in ([0], [0, 1, 2])
+    assert sorted({number for items in done for number in items}) == list(range(7))
+
+
+def test_a_gathering_serves_one_loop_after_the_other() -> None:
+    """Also when the last one was closed in the midst of it."""
+    go_on = threading.Event()
+
+    def work(items: list[int]) -> list[int]:
+        assert go_on.wait(10)
+        return items
+
+    gathering = Gathering(work)
+
+    async def leave() -> None:
+        asked = asyncio.create_task(gathering.do(1))
+        await asyncio.sleep(0)
+        asked.cancel()
+        threading.Timer(0.1, go_on.set).start()
+
+    asyncio.run(leave())
+    assert asyncio.run(gathering.do(2)) == 2
+
+
+@pytest.mark.parametrize("do", [lambda work: Group(work).do(1), lambda work: asyncio.run(Gathering(work).do(1))], ids=["threads", "loop"])
+def test_an_error_keeps_nothing_alive(do: Callable[[Callable[[list[int]], list[int]]], int]) -> None:
     """A connection that it met would stay open, and SQLite would go on taking its file for read-only."""
 
     class Connection:
@@ -92,15 +141,22 @@ def test_an_error_keeps_nothing_alive() -> None:
 
     seen: list[weakref.ref[Connection]] = []
 
-    def work(items: list[int]) -> list[int]:
+    def meet() -> None:
         connection = Connection()
         seen.append(weakref.ref(connection))
-        raise ValueError("no")
+        raise OSError("away")
+
+    def work(items: list[int]) -> list[int]:
+        try:
+            meet()
+        except OSError as error:
+            raise ValueError("no") from error
+        return items
 
     gc.disable()
     try:
         with pytest.raises(ValueError, match="no"):
-            Group(work).do(1)
+            do(work)
         assert seen[0]() is None
     finally:
         gc.enable()

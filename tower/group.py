@@ -1,8 +1,11 @@
-"""Lets threads that come at the same time share one piece of work, as one commit serves many."""
+"""Lets threads, or coroutines, that come at the same time share one piece of work, as one commit serves many."""
 
+import asyncio
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from tower.errors import Unavailable
@@ -53,10 +56,7 @@ class Group(Generic[Item, Result]):
         if not ticket.is_done:
             self._lead()
         if ticket.error is not None:
-            try:
-                raise ticket.error
-            finally:
-                ticket.error = None  # else the error would hold itself by its traceback, and with it what it met, such as a connection
+            raise ticket.error
         return ticket.result  # type: ignore[return-value]
 
     def _lead(self) -> None:
@@ -76,13 +76,56 @@ class Group(Generic[Item, Result]):
                 ticket.wake()
 
     def _serve(self, tickets: list[_Ticket[Item, Result]]) -> None:
-        try:
-            for ticket, result in zip(tickets, self._work([ticket.item for ticket in tickets]), strict=True):
-                ticket.result = result
-        except BaseException as error:
-            if len(tickets) == 1 or isinstance(error, Unavailable) or not isinstance(error, Exception):
-                for ticket in tickets:
-                    ticket.error = error
-                return
-            for ticket in tickets:
-                self._serve([ticket])
+        outcomes = _outcomes(self._work, [ticket.item for ticket in tickets])
+        for ticket, (result, error) in zip(tickets, outcomes, strict=True):
+            ticket.result, ticket.error = result, error
+
+
+class Gathering(Generic[Item, Result]):
+    """A group of coroutines of one event loop: a thread works for all that wait, while the loop goes on; see `Group`."""
+
+    def __init__(self, work: Callable[[list[Item]], list[Result]], most: int = 100) -> None:
+        self._work, self._most = work, most
+        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._serving: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gathering")
+
+    async def do(self, item: Item) -> Result:
+        """Return the result for this item; raise what `work` raises for it. Whoever is cancelled meanwhile is served all the same."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._waiting.append((item, future))
+        if self._serving is None or self._serving.done():
+            self._serving = loop.create_task(self._serve())
+        return await future
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._waiting:
+            some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+            outcomes = await loop.run_in_executor(self._thread, _outcomes, self._work, [item for item, _ in some])
+            for (_, future), (result, error) in zip(some, outcomes, strict=True):
+                if future.done():
+                    continue
+                if error is None:
+                    future.set_result(result)  # type: ignore[arg-type]
+                else:
+                    future.set_exception(error)
+
+
+def _outcomes(work: Callable[[list[Item]], list[Result]], items: Sequence[Item]) -> list[tuple[Result | None, BaseException | None]]:
+    """Return for each item its result or its error."""
+    try:
+        return [(result, None) for result in work(list(items))]
+    except BaseException as error:
+        _let_go(error)
+        if len(items) == 1 or isinstance(error, Unavailable) or not isinstance(error, Exception):
+            return [(None, error)] * len(items)
+    return [outcome for item in items for outcome in _outcomes(work, [item])]
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free what the calls that an error ended had at hand: kept with the error, a connection would stay open."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -116,8 +116,8 @@ def insert(tasks: Sequence[NewTask]) -> set[str]:
 
 
 def is_one_insert(tasks: Sequence[NewTask]) -> bool:
-    """Whether these tasks, which have no labels, are inserted by one statement."""
-    return len(tasks) <= moves.ROWS and len({task.actor for task in tasks}) == 1
+    """Whether these tasks are inserted by one statement."""
+    return len(tasks) <= moves.ROWS and len({task.actor for task in tasks}) == 1 and not any(task.labels for task in tasks)
 
 
 def _row(task: NewTask) -> dict[str, Any]:

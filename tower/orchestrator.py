@@ -15,7 +15,7 @@ from tower.bulk import Done, Pace
 from tower.errands import Errand
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
-from tower.group import Group
+from tower.group import Gathering, Group
 from tower.handler import Registry
 from tower.leases import locked
 from tower.lifecycle import NewTask
@@ -51,8 +51,9 @@ class EnhancedOrchestrator:
         #: Limits, rates and pauses.
         self.rules = Rules(registry, nudger)
         self._sweep = Sweep(settings, nudger, write_trace)
-        #: One commit for all requests that come at the same time.
+        #: One commit for all requests that come at the same time: to threads, and to the event loop.
         self._entry = Group(self._enter)
+        self._gathering = Gathering(self._enter)
         self._stopping = threading.Event()
         self._prepared = threading.Event()
         self._preparing: threading.Thread | None = None
@@ -114,10 +115,18 @@ class EnhancedOrchestrator:
 
         Raises InvalidTask, Conflict for a known idempotency key with another body, and Unavailable.
         """
-        return (await run_in_threadpool(self.accept, spec)).id
+        return (await self.take(spec)).id
+
+    async def take(self, spec: TaskSpec, by: str | None = None) -> Accepted:
+        """Enqueue one task, for whoever showed a key of this name; see `enqueue`."""
+        task = self._checked(spec, by)
+        if _depends([task]):
+            return (await run_in_threadpool(self._accept, [task]))[0]
+        await self._gathering.do([task])
+        return self._announced([Accepted(task.id, new=True)])[0]
 
     def accept(self, spec: TaskSpec, by: str | None = None) -> Accepted:
-        """Enqueue one task, for whoever showed a key of this name; see `enqueue`."""
+        """Do what `take` does, from a thread."""
         return self._accept([self._checked(spec, by)])[0]
 
     def enqueue_all(self, specs: Sequence[TaskSpec], by: str | None = None) -> list[Accepted]:
@@ -127,13 +136,16 @@ class EnhancedOrchestrator:
         return self._accept([self._checked(spec, by, f"tasks.{place}.") for place, spec in enumerate(specs)])
 
     def _accept(self, tasks: list[NewTask]) -> list[Accepted]:
-        fault("front.before_insert")
-        if any(task.idempotency_key or task.parent_id or task.labels for task in tasks):
-            accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S)
-        else:
+        if not _depends(tasks):
             self._entry.do(tasks)
-            accepted = [Accepted(task.id, new=True) for task in tasks]
+            return self._announced([Accepted(task.id, new=True) for task in tasks])
+        fault("front.before_insert")
+        accepted = db.unit(lambda: _insert(tasks), patience_s=_PATIENCE_S)
         fault("front.after_commit")
+        return self._announced(accepted)
+
+    def _announced(self, accepted: list[Accepted]) -> list[Accepted]:
+        """Nudge the orchestrator actor if any of these tasks is new."""
         fresh = next((task for task in accepted if task.new), None)
         if fresh:
             self._nudger.send(ORCHESTRATE, fresh.id)
@@ -143,7 +155,9 @@ class EnhancedOrchestrator:
     def _enter(self, requests: list[list[NewTask]]) -> list[None]:
         """Insert the tasks of all requests that wait; none of them depends on another row."""
         tasks = [task for request in requests for task in request]
+        fault("front.before_insert")
         db.unit(lambda: lifecycle.insert(tasks), patience_s=_PATIENCE_S, is_one_statement=lifecycle.is_one_insert(tasks))
+        fault("front.after_commit")
         return [None] * len(requests)
 
     def _checked(self, spec: TaskSpec, by: str | None, where: str = "") -> NewTask:
@@ -259,6 +273,11 @@ class EnhancedOrchestrator:
             problems.append(f"The broker does not answer ({broken}): tasks are accepted and {then}.")
         told["status"] = "unavailable" if told["database"] == "down" else "degraded" if problems else "ready"
         return {"status": told.pop("status"), **told, "problems": problems}
+
+
+def _depends(tasks: Sequence[NewTask]) -> bool:
+    """Whether something has to be read before these tasks are inserted."""
+    return any(task.idempotency_key or task.parent_id for task in tasks)
 
 
 def _insert(tasks: list[NewTask]) -> list[Accepted]:

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from tests.api.conftest import bare_app, is_problem
 from tests.conftest import BASE, LOCAL
 from tests.servers import Redis
+from tower import db
 from tower.broker import open_broker
 from tower.settings import Settings
 
@@ -38,10 +39,15 @@ def broker(redis_server: Redis) -> Iterator[RedisBroker]:
 
 
 @pytest.fixture(scope="module")
-def client(broker: RedisBroker, redis_server: Redis) -> Iterator[TestClient]:
-    """The app on Redis; no worker takes the messages."""
-    with TestClient(bare_app(Settings(redis_url=redis_server.url()), broker=broker), base_url=BASE, client=LOCAL) as made:
+def client(broker: RedisBroker, redis_server: Redis, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The app on Redis, with a database for the record of changes; no worker takes the messages."""
+    database_url = f"sqlite:///{tmp_path_factory.mktemp('dashboard') / 'tower.db'}"
+    settings = Settings(database_url=database_url, redis_url=redis_server.url())
+    db.open_database(settings)
+    db.migrate()
+    with TestClient(bare_app(settings, broker=broker), base_url=BASE, client=LOCAL) as made:
         yield made
+    db.close_database()
 
 
 @pytest.fixture

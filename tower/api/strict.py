@@ -17,6 +17,11 @@ from tower.errors import InvalidTask
 _LARGE = 100_000
 
 
+def is_large(body: bytes) -> bool:
+    """Whether a body takes long enough to read, and what it holds to check, to keep every other request waiting."""
+    return len(body) > _LARGE
+
+
 class _RefusedBody(HTTPException):
     """FastAPI passes this kind on as it is; `errors` answers it as any other bad JSON."""
 
@@ -28,8 +33,7 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
         try:
-            # A large body takes long enough to keep every other request waiting.
-            return await run_in_threadpool(jsontext.loads, body) if len(body) > _LARGE else jsontext.loads(body)
+            return await run_in_threadpool(jsontext.loads, body) if is_large(body) else jsontext.loads(body)
         except jsontext.BadJson as error:
             raise _RefusedBody(error) from None
 

@@ -6,15 +6,17 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import JSONResponse
 
 from tower import db, queries
 from tower.api.access import actor_of, caller_of, check_task
 from tower.api.answers import BatchEnqueued, Cancelled, Enqueued, Events, TaskDetail, TaskPage, detail, event, summary
 from tower.api.errors import problems
-from tower.api.strict import StrictRoute
+from tower.api.strict import StrictRoute, is_large
 from tower.errors import InvalidTask, NotFound, Refused
 from tower.keys import Caller
-from tower.orchestrator import EnhancedOrchestrator
+from tower.orchestrator import Accepted, EnhancedOrchestrator
 from tower.spec import MAX_BATCH, Key, Line, Status, TaskSpec, Text, Time
 from tower.tree import unknown_parent
 
@@ -95,12 +97,11 @@ def orchestrator_of(request: Request) -> EnhancedOrchestrator:
     },
     summary="Enqueue a task",
 )
-def enqueue(
+async def enqueue(
     request: Request,
-    response: Response,
     spec: Annotated[TaskSpec, Body(openapi_examples=_EXAMPLES)],
     idempotency_key: Annotated[Key | None, Header(description="The same as the field of that name.", examples=["release-42"])] = None,
-) -> dict[str, str]:
+) -> Response:
     """Take a task in. It has a row when this answers; Location says where to follow it."""
     if idempotency_key is not None:
         if spec.idempotency_key not in (None, idempotency_key):
@@ -110,11 +111,19 @@ def enqueue(
                 field="idempotency_key",
             )
         spec = spec.model_copy(update={"idempotency_key": idempotency_key})
-    check_covered(caller_of(request), [spec])
-    accepted = orchestrator_of(request).accept(spec, by=caller_of(request).actor)
-    response.status_code = 202 if accepted.new else 200
-    response.headers["location"] = f"/tasks/{accepted.id}"
-    return {"task_id": accepted.id}
+    accepted = await _taken(request, spec)
+    place = {"location": f"/tasks/{accepted.id}"}
+    return JSONResponse({"task_id": accepted.id}, status_code=202 if accepted.new else 200, headers=place)
+
+
+async def _taken(request: Request, spec: TaskSpec) -> Accepted:
+    """Take a task in; what could keep other requests waiting is done in a thread."""
+    caller, orchestrator = caller_of(request), orchestrator_of(request)
+    if spec.parent_id or is_large(await request.body()):
+        await run_in_threadpool(check_covered, caller, [spec])
+        return await run_in_threadpool(orchestrator.accept, spec, by=caller.actor)
+    check_covered(caller, [spec])
+    return await orchestrator.take(spec, by=caller.actor)
 
 
 @router.post(
