@@ -89,6 +89,7 @@ def profile(mode: str, tasks: int) -> str:
         cpu_s = asyncio.run(work())
     finally:
         stack.close()
+        stack.remove()
     lines = ["| step | calls | tasks a call | CPU ms/task |", "|---|--:|--:|--:|"]
     for name, step in sorted(clock.steps.items(), key=lambda item: -item[1].cpu_s):
         lines.append(f"| {name} | {step.calls} | {tasks / step.calls:.1f} | {step.cpu_s / tasks * 1000:.3f} |")
