@@ -24,13 +24,14 @@ from benchmarks.stack import Stack, file_ms
 #: From here on a tower's own work is not what is measured.
 _SLOW_FILE_MS = 0.2
 #: What is measured if nothing is named.
-SHORT = ("throughput", "batches", "latency", "many_clients", "idle")
+SHORT = ("throughput", "connections", "batches", "latency", "many_clients", "idle")
 
 
 def all_of(asked: argparse.Namespace) -> dict[str, Callable[[Stack], Figures]]:
     """Return every measure by name."""
     return {
         "throughput": lambda stack: measures.throughput(stack, asked.tasks),
+        "connections": lambda stack: measures.connections(stack, asked.tasks),
         "batches": lambda stack: measures.batches(stack, asked.tasks),
         "latency": measures.latency,
         "many_clients": measures.many_clients,

@@ -74,16 +74,34 @@ def latency(stack: Stack, tasks: int = 200, *, is_warm: bool = False) -> Figures
 
 def many_clients(stack: Stack, requests: int = 3000, clients: int = 64) -> Figures:
     """POSTs a second of clients at once, and milliseconds of each; the tasks are for later, so that nothing else is at work."""
-    body = json.dumps({**_SPEC, "not_before": "2500-01-01T00:00:00Z"}).encode()
-    head = f"POST /tasks/enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    times: list[float] = []
+    times = list[float]()
+    seconds = timed(lambda: times.extend(_post_at_once(stack.port, {**_SPEC, "not_before": "2500-01-01T00:00:00Z"}, requests, clients)))
+    return {"requests/s": round(len(times) / seconds, 1), **spread(times)}
+
+
+def connections(stack: Stack, tasks: int, clients: int = 32) -> Figures:
+    """Tasks submitted by clients at once over HTTP, until all have ended and are traced."""
+    warm(stack)
+    began = time.perf_counter()
+    posted = len(_post_at_once(stack.port, _SPEC, tasks, clients))
+    stack.wait_all_done()
+    return {"tasks/s": round(posted / (time.perf_counter() - began), 1)}
+
+
+def _post_at_once(port: int, body: dict[str, object], requests: int, clients: int) -> list[float]:
+    """Enqueue a task again and again, and return how many milliseconds each answer took.
+
+    The bytes of the requests are written by hand: an HTTP client would cost more than the server, and both share the cores.
+    """
+    content = json.dumps(body)
+    head = f"POST /tasks/enqueue HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
+    times = list[float]()
 
     async def ask(count: int) -> None:
-        """Write the bytes of a request by hand: an HTTP client would cost more than the server, and both share the cores."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", stack.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(count):
             began = time.perf_counter()
-            writer.write(head.encode() + body)
+            writer.write((head + content).encode())
             answer = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = re.search(rb"content-length: (\d+)", answer)
             assert answer.startswith(b"http/1.1 202 ") and length, answer
@@ -94,8 +112,8 @@ def many_clients(stack: Stack, requests: int = 3000, clients: int = 64) -> Figur
     async def ask_all() -> None:
         await asyncio.gather(*(ask(requests // clients) for _ in range(clients)))
 
-    seconds = timed(lambda: asyncio.run(ask_all()))
-    return {"requests/s": round(len(times) / seconds, 1), **spread(times)}
+    asyncio.run(ask_all())
+    return times
 
 
 def batches(stack: Stack, tasks: int) -> Figures:
