@@ -22,7 +22,7 @@ LEVELS = [
     ["tower.lifecycle", "tower.decision", "tower.estimate"],
     ["tower.load"],
     ["tower.spec"],
-    ["tower.handler", "tower.broker", "tower.trace", "tower.queries", "tower.tree"],
+    ["tower.handler", "tower.broker", "tower.trace", "tower.queries", "tower.tree", "tower.due"],
     ["tower.audit", "tower.keys", "tower.overview"],
     ["tower.views"],
     ["tower.bulk", "tower.retention"],

@@ -9,14 +9,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from peewee import JOIN, Tuple, fn
+from peewee import Tuple
 
-from tower import db, lifecycle, lifeline, log, queries, reminders
+from tower import db, due, lifecycle, lifeline, log, queries, reminders
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor
+from tower.due import Look
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.host import ProcessId, end_marked, hostname, pid_space, remove_attempt_folders
-from tower.models import DISPATCHED, QUEUED, RUNNING, Task, TaskStart, Worker
+from tower.models import DISPATCHED, RUNNING, Task, TaskStart, Worker
 from tower.retention import Retention
 from tower.settings import Settings
 from tower.spec import MAX_WINDOW_S
@@ -91,7 +92,7 @@ class Sweep:
 
     def run_once(self) -> None:
         """Do one pass: take back lost leases, end what is late, re-send nudges, ask for traces, forget what is over or long past."""
-        steps: tuple[Callable[[], None], ...] = (
+        steps: tuple[Callable[[Look], bool], ...] = (
             self._take_back,
             self._give_up_late,
             self._notice_clock,
@@ -101,16 +102,21 @@ class Sweep:
             self._ask_for_traces,
             self._forget_workers,
             self._forget_starts,
-            *((self._retention.run_if_due,) if self._retention else ()),
         )
-        for step in steps:
-            step()
-
-    def _take_back(self) -> None:
-        """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
-        running = db.read(lambda: list(_running().dicts()))
+        look = due.look()
         fault("sweep.after_select")
-        for row in self._lost(running):
+        for step in steps:
+            if step(look):
+                look = due.look()
+        if self._retention:
+            self._retention.run_if_due()
+
+    # Each step says whether it changed something, so that those after it look anew.
+
+    def _take_back(self, look: Look) -> bool:
+        """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
+        lost = self._lost(look.running)
+        for row in lost:
             beat = db.unit(partial(lifecycle.fence, row["id"], row["attempt"], row["beat"]))
             if beat is None:
                 continue
@@ -122,6 +128,7 @@ class Sweep:
             if moved:
                 self._nudger.send(ORCHESTRATE, row["id"])
                 self._nudger.send(TRACE, row["id"])
+        return bool(lost)
 
     def _lost(self, running: list[dict[str, Any]]) -> list[dict[str, Any]]:
         now = time.monotonic()
@@ -148,89 +155,79 @@ class Sweep:
         process = ProcessId(row["pid_space"], row["pid"], row["pid_started"])
         return lifeline.is_dead(self._lifelines, worker_id, process, row["host"])
 
-    def _give_up_late(self) -> None:
-        waiting = Task.status << (QUEUED, DISPATCHED)
-        if self._any(waiting, Task.expires_at.is_null(False), Task.expires_at <= db.now()):
-            for task_id in db.unit(lambda: lifecycle.give_up_late(_LIMIT)):
-                self._nudger.send(TRACE, task_id)
+    def _give_up_late(self, look: Look) -> bool:
+        for task_id in db.unit(lambda: lifecycle.give_up_late(_LIMIT)) if look.late else ():
+            self._nudger.send(TRACE, task_id)
+        return look.late
 
-    def _notice_clock(self) -> None:
+    def _notice_clock(self, look: Look) -> bool:
         """Let nothing wait for a time that was reckoned by a clock which has been set back since."""
-        before, self._ahead_s = self._ahead_s, db.read(db.clock) - time.monotonic()
-        if self._ahead_s < before - _SET_BACK_S:
-            db.unit(reminders.set_back)
+        before, self._ahead_s = self._ahead_s, look.ahead_s
+        if self._ahead_s >= before - _SET_BACK_S:
+            return False
+        db.unit(reminders.set_back)
+        return True
 
-    def _notice_forgetful_broker(self) -> None:
+    def _notice_forgetful_broker(self, look: Look) -> bool:
         """Send every nudge again when the broker was wiped, instead of waiting for each one's time."""
         epoch = self._nudger.epoch()
         if epoch is None or epoch == self._epoch:
-            return
-        if self._epoch is not None:
+            return False
+        was_known, self._epoch = self._epoch is not None, epoch
+        if was_known:
             _log.warning("the broker has forgotten its messages; they are sent again")
             db.unit(reminders.all_due)
-        self._epoch = epoch
+        return was_known
 
-    def _nudge_queued(self) -> None:
-        nudge = db.unit(reminders.due_to_start) if self._any(Task.status == QUEUED, Task.nudge_at <= db.now()) else None
+    def _nudge_queued(self, look: Look) -> bool:
+        nudge = db.unit(reminders.due_to_start) if look.queued else None
         if nudge:
             self._nudger.send(ORCHESTRATE, nudge.id)
+        return False
 
-    def _nudge_dispatched(self) -> None:
-        if not self._any(Task.status == DISPATCHED, Task.nudge_at <= db.now()):
-            return
+    def _nudge_dispatched(self, look: Look) -> bool:
+        if not look.dispatched:
+            return False
         orphans = db.read(lambda: _without_worker(self._settings.lease_s))
         if orphans:
             db.unit(lambda: lifecycle.undeliver(orphans))
         for nudge in db.unit(lambda: reminders.due_to_run(_LIMIT)):
             self._nudger.send(handler_actor(nudge.type), nudge.id)
+        return bool(orphans)
 
-    def _ask_for_traces(self) -> None:
+    def _ask_for_traces(self, look: Look) -> bool:
         """Ask the trace actor for what lags behind; write it here if the broker takes no messages and this process may."""
-        if not self._any(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()):
-            return
-        for task_id in db.unit(lambda: reminders.due_to_trace(self._trace_limit)):
+        for task_id in db.unit(lambda: reminders.due_to_trace(self._trace_limit)) if look.untraced else ():
             sent = self._nudger.send(TRACE, task_id)
             if not sent and self._write_trace:
                 self._write_trace(task_id)
             self._trace_limit = _LIMIT if sent else _WRITTEN if self._write_trace else _UNWRITTEN
-
-    def _any(self, *conditions: Any) -> bool:
-        """Look before writing, so that an idle tower writes nothing."""
-        return db.read(lambda: bool(Task.select(Task.id).where(*conditions).exists()))
+        return False
 
     def _next_due(self) -> float:
         """Return the seconds until the next task may start or may start no more, so that both are kept to the moment."""
-
-        def work() -> float | None:
-            starts = Task.select(fn.MIN(Task.ready_at)).where(Task.status == QUEUED, Task.ready_at > 0, Task.ready_at > db.now())
-            waiting = Task.status << (QUEUED, DISPATCHED)
-            ends = Task.select(fn.MIN(Task.expires_at)).where(waiting, Task.expires_at.is_null(False), Task.expires_at > db.now())
-            soonest = [float(at) for at in (starts.scalar(), ends.scalar()) if at is not None]
-            return min(soonest) - db.clock() if soonest else None
-
-        wait = db.read(work)
+        wait = db.read(due.next_s)
         return self._settings.sweep_s * 2 if wait is None else max(0.05, wait + 0.01)
 
-    def _forget_starts(self) -> None:
+    def _forget_starts(self, look: Look) -> bool:
         """Delete starts that no window reaches back to any more."""
-        old = TaskStart.at < db.now() - MAX_WINDOW_S
-        if db.read(lambda: TaskStart.select(TaskStart.at).where(old).exists()):
+        if look.old_starts:
+            old = TaskStart.at < db.now() - MAX_WINDOW_S
             some = TaskStart.select(TaskStart.rate_key, TaskStart.at, TaskStart.task_id).where(old).limit(_LIMIT)
             columns = Tuple(TaskStart.rate_key, TaskStart.at, TaskStart.task_id)
             db.unit(lambda: TaskStart.delete().where(columns.in_(some)).execute())
+        return False
 
-    def _forget_workers(self) -> None:
-        rows = db.read(lambda: list(Worker.select().dicts()))
-        now = db.read(db.clock) if rows else 0.0
-        gone = [
-            row["id"] for row in rows if now - row["beat_at"] > self._settings.lease_s * _FORGET_LEASES or self._is_dead(row["id"], row)
-        ]
+    def _forget_workers(self, look: Look) -> bool:
+        forgotten_s = self._settings.lease_s * _FORGET_LEASES
+        gone = [row["id"] for row in look.workers if look.now - row["beat_at"] > forgotten_s or self._is_dead(row["id"], row)]
         # Its leases are found by the tasks' own rows; only a worker without any is forgotten.
         held = Task.select(Task.worker_id).where(Task.status == RUNNING, Task.worker_id.is_null(False))
         if gone:
             forgotten = Worker.delete().where(Worker.id << gone, Worker.id.not_in(held)).returning(Worker.id)
             for (worker_id,) in db.unit(lambda: list(forgotten.tuples())):
                 lifeline.forget(self._lifelines, worker_id)
+        return False
 
 
 def _clear_away(row: dict[str, Any]) -> bool:
@@ -242,11 +239,6 @@ def _clear_away(row: dict[str, Any]) -> bool:
     if row["host"] == hostname():
         remove_attempt_folders(task_id, attempt)
     return True
-
-
-def _running() -> Any:
-    columns = (Task.id, Task.attempt, Task.beat, Task.worker_id, Worker.pid, Worker.pid_space, Worker.pid_started, Worker.host)
-    return Task.select(*columns).join(Worker, JOIN.LEFT_OUTER, on=(Task.worker_id == Worker.id)).where(Task.status == RUNNING)
 
 
 def _without_worker(lease_s: float) -> list[str]:

@@ -1,0 +1,60 @@
+"""What has come due: all that a pass of the sweep looks at before it does anything, in one question to the database."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tower import db
+from tower.models import DISPATCHED, QUEUED, RUNNING
+from tower.spec import MAX_WINDOW_S
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a pass looks at, from one moment: so an idle tower asks once, and writes nothing."""
+
+    now: float
+    #: How far the database's clock is ahead of our own.
+    ahead_s: float
+    running: list[dict[str, Any]]
+    workers: list[dict[str, Any]]
+    #: Whether there is any: that is late, whose nudge or trace is due, or of which nothing needs to be known any more.
+    late: bool
+    queued: bool
+    dispatched: bool
+    untraced: bool
+    old_starts: bool
+
+
+_WAITING = f"status IN ('{QUEUED}', '{DISPATCHED}') AND expires_at IS NOT NULL"
+_DUE = {
+    "late": f"SELECT 1 FROM task WHERE {_WAITING} AND expires_at <= {{now}}",
+    "queued": f"SELECT 1 FROM task WHERE status = '{QUEUED}' AND nudge_at <= {{now}}",
+    "dispatched": f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND nudge_at <= {{now}}",
+    "untraced": "SELECT 1 FROM task WHERE traced_seq < seq AND trace_due_at <= {now}",
+    "old_starts": f"SELECT 1 FROM task_start WHERE at < {{now}} - {MAX_WINDOW_S}",
+}
+_LOOK = (
+    f"""
+    SELECT task.id, attempt, beat, worker_id, pid, pid_space, pid_started, host
+    FROM task LEFT JOIN worker ON worker.id = worker_id WHERE status = '{RUNNING}'""",
+    "SELECT * FROM worker",
+    f"SELECT {', '.join(f'EXISTS ({found}) AS {name}' for name, found in _DUE.items())}",
+)
+_NEXT_DUE = f"""
+SELECT MIN(at) - {{now}} AS wait FROM (
+    SELECT MIN(ready_at) AS at FROM task WHERE status = '{QUEUED}' AND ready_at > 0 AND ready_at > {{now}}
+    UNION ALL SELECT MIN(expires_at) FROM task WHERE {_WAITING} AND expires_at > {{now}}
+) AS due"""
+
+
+def look() -> Look:
+    """Look at what a pass of the sweep may have to do."""
+    now, (running, workers, (due,)) = db.read(lambda: db.several(_LOOK))
+    return Look(now, now - time.monotonic(), running, workers, **{name: bool(is_any) for name, is_any in due.items()})
+
+
+def next_s() -> float | None:
+    """Return in how many seconds the next task may start, or may start no more; None if none is known. Runs inside `db.read`."""
+    wait = db.rows(_NEXT_DUE)[0]["wait"]
+    return None if wait is None else float(wait)
