@@ -85,7 +85,7 @@ class Runner:
 
     def handle(self, task_id: str) -> None:
         """Run the task, or the first that was dispatched, and then the next, if a slot is free; drop a nudge that was answered already."""
-        if not db.read(partial(queries.is_dispatched, task_id, ())):
+        if not db.read(partial(queries.is_dispatched, task_id)):
             return
         if self._worker.take_slots(1):
             self._use_slot()

@@ -215,4 +215,4 @@ class WorkerProcess:
         db.unit(query.execute, patience_s=2, is_promise=False)
 
     def _something_waits(self) -> bool:
-        return db.read(lambda: queries.is_dispatched(None, self.queues) or queries.is_anything_ready(), patience_s=2)
+        return db.read(lambda: queries.is_anything_to_do(self.queues), patience_s=2)

@@ -40,6 +40,8 @@ _SOCKET_S = 1.0
 _PACE_S = 0.02
 #: How long a consumer waits whose worker has no slot free; the slot itself goes on with the next task at once.
 _FULL_S = 0.02
+#: How often a consumer says that it lives; dramatiq gives its messages to others after a minute of silence.
+_ALIVE_S = 5.0
 #: A key that is gone when the messages are.
 _EPOCH = "tower:epoch"
 _AWAY = "the broker takes no messages, tasks are found in the database until it does: %s"
@@ -99,6 +101,9 @@ class _WakingConsumer(_RedisConsumer):
     BLMOVE from a list's head to its own head blocks until there is a message and changes nothing.
     """
 
+    #: When dramatiq's own statement is due again though there is no message: it tells others that this consumer lives.
+    _asks_at = 0.0
+
     def __next__(self) -> Any:
         if not self.message_cache and (self.queue_name in self.broker.quiet or self.outstanding_message_count >= self.prefetch):
             time.sleep(_FULL_S)
@@ -106,7 +111,10 @@ class _WakingConsumer(_RedisConsumer):
         if not self.message_cache:
             key = f"{self.broker.namespace}:{self.queue_name}"
             try:
-                self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
+                found = self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
+                if not found and time.monotonic() < self._asks_at:
+                    return None
+                self._asks_at = time.monotonic() + _ALIVE_S
                 self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
             except redis.RedisError as error:
                 # Away, hung, full or read-only. dramatiq would shout every three seconds and start anew; the client connects by itself.

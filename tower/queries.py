@@ -155,12 +155,9 @@ def _explain_waits(rows: list[dict[str, Any]]) -> None:
         row["wait_reason"] = found.reason if found else None
 
 
-def is_dispatched(task_id: str | None, queues: Sequence[str]) -> bool:
-    """Whether the task, or any on these queues if none is named, waits for a worker to claim it."""
-    chosen = db.among("queue", queues) if task_id is None else "id = ?"
-    return bool(
-        db.rows(f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {chosen} LIMIT 1", list(queues) if task_id is None else [task_id])
-    )
+def is_dispatched(task_id: str) -> bool:
+    """Whether the task waits for a worker to claim it."""
+    return bool(db.rows(f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND id = ?", [task_id]))
 
 
 def dispatched_count(queues: Sequence[str]) -> int:
@@ -169,12 +166,18 @@ def dispatched_count(queues: Sequence[str]) -> int:
     return int(db.rows(f"SELECT COUNT(*) AS count FROM task WHERE {where}", queues)[0]["count"])
 
 
-_QUEUED = f"status = '{QUEUED}'"
+_READY = f"status = '{QUEUED}' AND ready_at <= {{now}}"
 
 
 def is_anything_ready() -> bool:
     """Whether a queued task's time has come."""
-    return bool(db.rows(f"SELECT 1 FROM task WHERE {_QUEUED} AND ready_at <= {{now}} LIMIT 1"))
+    return bool(db.rows(f"SELECT 1 FROM task WHERE {_READY} LIMIT 1"))
+
+
+def is_anything_to_do(queues: Sequence[str]) -> bool:
+    """Whether a queued task's time has come, or one of these queues waits for a worker to claim it."""
+    handed = f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)}"
+    return bool(db.rows(f"SELECT 1 AS found WHERE EXISTS ({handed}) OR EXISTS (SELECT 1 FROM task WHERE {_READY})", queues))
 
 
 def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:
