@@ -13,7 +13,8 @@ _log = logging.getLogger(__name__)
 class Errand:
     """A thread that does one actor's work; what it is asked for while it works, it does together.
 
-    It begins at once when it has been idle, else `pace_s` after it began last: under load more comes together, and costs less.
+    It begins at once when it has been idle, else `pace_s` after it began last: under load more comes together, and costs less. While
+    it is asked for one thing at a time, a quarter of that is enough.
     """
 
     def __init__(self, name: str, work: Callable[[Sequence[str]], object], pace_s: float = 0.0) -> None:
@@ -57,11 +58,11 @@ class Errand:
                 self._change.wait()
         if (early := self._next_at - time.monotonic()) > 0 and not self._is_ending:
             time.sleep(early)
-        self._next_at = time.monotonic() + self._pace_s
         with self._change:
             asked = list(self._asked)
             self._asked.clear()
-            return asked
+        self._next_at = time.monotonic() + (self._pace_s if len(asked) > 1 else self._pace_s / 4)
+        return asked
 
 
 class Threads:
