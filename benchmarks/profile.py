@@ -24,7 +24,7 @@ from tower.sweep import Sweep
 #: What is timed, and what it is called; what one calls of another counts for that alone.
 _STEPS: tuple[tuple[Any, str, str], ...] = (
     (EnhancedOrchestrator, "_checked", "check the request"),
-    (EnhancedOrchestrator, "accept", "insert"),
+    (EnhancedOrchestrator, "_enter", "insert"),
     (Dispatcher, "run_pass", "decide and dispatch"),
     (Runner, "_write", "claim and finish"),
     (Runner, "_run", "the attempt around the handler"),
