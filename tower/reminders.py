@@ -7,7 +7,7 @@ from typing import Any
 import peewee
 
 from tower import db
-from tower.models import DISPATCHED, QUEUED, Task, Worker
+from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, Task, Worker
 
 #: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
 NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
@@ -110,11 +110,15 @@ def untraced(task_id: str) -> None:
 
 
 def untraced_lately() -> None:
-    """Let the folders of the last minute be written from the start: Linux writes to the disk within some thirty seconds."""
-    newest = Task.alias()
-    since = newest.select(peewee.fn.MAX(newest.updated_at) - _UNWRITTEN_S)
-    late = (Task.traced_seq > 0) & (Task.updated_at > since)
-    Task.update(traced_seq=0, traced_bytes=0, trace_tries=0, trace_due_at=0).where(late).execute()
+    """Let the folders of the last minute, and of all that has not ended, be written from the start.
+
+    Linux writes to the disk within some thirty seconds. Asked by status, all is found by an index, however long the history is.
+    """
+    ends = [Task.select(peewee.fn.MAX(Task.finished_at)).where(Task.status == status, Task.finished_at.is_null(False)) for status in FINAL]
+    last = max((float(at) for end in ends if (at := end.scalar()) is not None), default=0.0)
+    lately = [(Task.status == status) & (Task.finished_at > last - _UNWRITTEN_S) for status in FINAL]
+    for late in [*lately, *(Task.status == status for status in (QUEUED, *IN_FLIGHT))]:
+        Task.update(traced_seq=0, traced_bytes=0, trace_tries=0, trace_due_at=0).where(late, Task.traced_seq > 0).execute()
 
 
 def trace_failed(task_id: str, error: str) -> bool:

@@ -419,7 +419,9 @@ def test_the_last_folders_are_written_again_after_a_start_of_the_machine(
         end(claim)
         tracer.trace(claim.id)
         (rows.trace_dir / claim.id / "output.json").write_text("")
-    db.unit(lambda: Task.update(updated_at=Task.updated_at - 120).where(Task.id == old.id).execute())
+    db.unit(lambda: Task.update(finished_at=Task.finished_at - 120).where(Task.id == old.id).execute())
+    runs = r.running()
+    tracer.trace(runs.id)
     for boot, emptied in (("one", [old.id]), ("one", [old.id]), ("two", [old.id])):
         monkeypatch.setattr("actors.trace.boot_id", lambda boot=boot: boot)
         Tracer(rows).follow_power_cut()
@@ -428,6 +430,7 @@ def test_the_last_folders_are_written_again_after_a_start_of_the_machine(
                 tracer.trace(claim.id)
         assert [task_id for task_id in (old.id, last.id) if not (rows.trace_dir / task_id / "output.json").read_text()] == emptied
     assert (rows.trace_dir / ".boot").read_text() == "two"
+    assert r.row(runs.id)["traced_seq"] == 0
 
 
 def test_a_late_nudge_for_a_task_that_is_gone_leaves_no_folder(tracer: Tracer, rows: Settings) -> None:
