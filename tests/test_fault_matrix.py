@@ -21,7 +21,7 @@ _CHAOS = (
     "tests/chaos/test_chaos_embedded.py::test_an_embedded_tower_keeps_its_promises_under_fire",
 )
 _AT_EVERY_POINT = (
-    "tests/chaos/test_nth_embedded.py::test_a_server_that_dies_at_some_point_of_a_command_keeps_every_promise",
+    "tests/chaos/test_nth_embedded.py::test_a_server_that_dies_anywhere_keeps_every_promise",
     "tests/chaos/test_nth_services.py::test_a_worker_that_dies_at_some_point_of_a_command_keeps_every_promise",
 )
 _ACCEPTING = f"{_PROCESSES}::test_a_server_killed_while_it_accepts_keeps_what_it_committed"

@@ -6,6 +6,7 @@ import resource
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from tests.conftest import Tower
 from tests.servers import wait_for
 from tower import db
 from tower.api.wire import Wire
-from tower.models import Task
+from tower.models import FINAL, Task
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +43,8 @@ def unchanged(api: Tower) -> Iterator[None]:
     assert tasks() == before
 
 
-def tasks() -> int:
-    return int(db.read(lambda: Task.select().count()))
+def tasks(*conditions: Any) -> int:
+    return int(db.read(lambda: Task.select().where(True, *conditions).count()))
 
 
 def connect(port: int) -> socket.socket:
@@ -157,6 +158,7 @@ def test_a_thousand_idle_connections_keep_nobody_waiting(port: int) -> None:
     """Each costs a file and no thread."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard) if hard > 0 else 8192, hard))
+    wait_for("the slots of earlier tasks", lambda: not tasks(Task.status.not_in(FINAL)))
     threads = threading.active_count()
     with contextlib.ExitStack() as opened:
         for number in range(1000):
