@@ -86,7 +86,7 @@ def test_a_database_that_is_away_is_waited_for_once(shared: Any) -> None:
 
 
 def test_coroutines_that_come_together_are_served_together() -> None:
-    """By a thread, in order; who fails fails alone, and who is cancelled is served all the same."""
+    """By a thread, in order; who fails fails alone, and who is cancelled before his turn is left out."""
     go_on, done = threading.Event(), list[list[int]]()
 
     def work(items: list[int]) -> list[int]:
@@ -109,7 +109,61 @@ def test_coroutines_that_come_together_are_served_together() -> None:
     assert (found, str(failed), four, six) == ([0, 10, 20], "three", 40, 60)
     assert isinstance(cancelled, asyncio.CancelledError)
     assert done[0] in ([0], [0, 1, 2])
-    assert sorted({number for items in done for number in items}) == list(range(7))
+    assert {number for items in done for number in items} == {0, 1, 2, 3, 4, 6}
+
+
+def test_a_database_that_is_away_is_waited_for_once_by_all_who_wait() -> None:
+    """Also by those for whom there was no room in the batch, and by those that are tried alone."""
+    done = list[list[int]]()
+
+    def work(items: list[int]) -> list[int]:
+        done.append(items)
+        if items != [0] and (len(items) == 1 or 3 in items):
+            raise Unavailable("away")
+        raise ValueError("together")
+
+    async def ask() -> list[Any]:
+        gathering = Gathering(work, most=3)
+        return await asyncio.gather(*(gathering.do(number) for number in range(6)), return_exceptions=True)
+
+    assert [str(error) for error in asyncio.run(ask())] == ["together", "away", "away", "away", "away", "away"]
+    assert done[:3] == [[0, 1, 2], [0], [1]]
+    assert len(done) == 3
+
+
+def test_whoever_waits_when_a_gathering_stops_is_left_out() -> None:
+    """And it has stopped when the work under way is done."""
+    busy, go_on, done = threading.Event(), threading.Event(), list[list[int]]()
+
+    def work(items: list[int]) -> list[int]:
+        busy.set()
+        assert go_on.wait(10)
+        done.append(items)
+        return items
+
+    async def ask() -> list[Any]:
+        gathering = Gathering(work, most=1)
+        asked = [asyncio.create_task(gathering.do(number)) for number in range(3)]
+        await asyncio.to_thread(busy.wait, 10)
+        threading.Timer(0.1, go_on.set).start()
+        await gathering.stop()
+        assert done == [[0]]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, *others = asyncio.run(ask())
+    assert first == 0
+    assert [type(error) for error in others] == [asyncio.CancelledError] * 2
+    assert done == [[0]]
+
+
+def test_work_that_forgets_somebody_keeps_nobody_waiting() -> None:
+    """Whatever goes wrong, each gets an answer."""
+
+    async def ask() -> list[Any]:
+        gathering: Gathering[int, int] = Gathering(lambda items: items[:1] if len(items) > 1 else [])
+        return await asyncio.gather(*(gathering.do(number) for number in range(3)), return_exceptions=True)
+
+    assert [type(error) for error in asyncio.run(ask())] == [ValueError] * 3
 
 
 def test_a_gathering_serves_one_loop_after_the_other() -> None:

@@ -123,9 +123,6 @@ class Load:
 
 _NO_LIMITS = Limits()
 
-#: Where tasks count that have their last chance.
-_QUARANTINED: Place = (QUARANTINE, "")
-
 
 def measure(
     now: float, workers: Iterable[Row], in_flight: Iterable[Row], rules: Mapping[Place, Limits], prefetch: float = PREFETCH
@@ -181,8 +178,8 @@ def obstacle(row: Row, load: Load) -> Obstacle | None:
 
 
 def has_last_chance(row: Row) -> bool:
-    """Whether a task has been lost with its workers so often that it fails if that happens once more."""
-    return bool(row["losses"] > 0 and row["losses"] >= row["max_losses"] - 1)
+    """Whether a task was lost with its workers twice or more, and fails if that happens once more."""
+    return bool(row["losses"] > 1 and row["losses"] >= row["max_losses"] - 1)
 
 
 def rate_of(row: Row, rules: Mapping[Place, Limits]) -> tuple[str, int, float] | None:
@@ -201,7 +198,7 @@ def _places(row: Row) -> list[Place]:
     if row["concurrency_key"] is not None:
         places.append((KEY, row["concurrency_key"]))
     if has_last_chance(row):
-        places.append(_QUARANTINED)
+        places.append((QUARANTINE, row["queue"]))
     return places
 
 
@@ -210,9 +207,10 @@ def _pause(row: Row, load: Load) -> Obstacle | None:
 
 
 def _quarantine(row: Row, load: Load) -> Obstacle | None:
-    """One at a time: so a task that takes its worker down every time does not end those that were beside it each time."""
-    count = load.running[_QUARANTINED] if has_last_chance(row) else 0
-    return Obstacle(QUARANTINE, _QUARANTINED, 1, count) if count else None
+    """One at a time in a queue: so a task that takes its worker down every time does not end those that were beside it each time."""
+    place = (QUARANTINE, row["queue"])
+    count = load.running[place] if has_last_chance(row) else 0
+    return Obstacle(QUARANTINE, place, 1, count) if count else None
 
 
 def _key_limit(row: Row, load: Load) -> Obstacle | None:

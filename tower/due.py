@@ -50,8 +50,8 @@ SELECT MIN(at) - {{now}} AS wait FROM (
 
 def look() -> Look:
     """Look at what a pass of the sweep may have to do."""
-    now, (running, workers, (due,)) = db.read(lambda: db.several(_LOOK))
-    return Look(now, now - time.monotonic(), running, workers, **{name: bool(is_any) for name, is_any in due.items()})
+    at, (now, (running, workers, (due,))) = db.read(lambda: (time.monotonic(), db.several(_LOOK)))
+    return Look(now, now - at, running, workers, **{name: bool(is_any) for name, is_any in due.items()})
 
 
 def next_s() -> float | None:

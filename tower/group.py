@@ -91,7 +91,7 @@ class Gathering(Generic[Item, Result]):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="gathering")
 
     async def do(self, item: Item) -> Result:
-        """Return the result for this item; raise what `work` raises for it. Whoever is cancelled meanwhile is served all the same."""
+        """Return the result for this item; raise what `work` raises for it. Whoever is cancelled before his turn is left out."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
@@ -99,29 +99,64 @@ class Gathering(Generic[Item, Result]):
             self._serving = loop.create_task(self._serve())
         return await future
 
+    async def stop(self) -> None:
+        """Leave out whoever waits, and wait for the work under way."""
+        for _, future in self._waiting:
+            future.cancel()
+        if self._serving and not self._serving.done():
+            await asyncio.wait([self._serving])
+
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._waiting:
-            some = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
-            outcomes = await loop.run_in_executor(self._thread, _outcomes, self._work, [item for item, _ in some])
-            for (_, future), (result, error) in zip(some, outcomes, strict=True):
-                if future.done():
-                    continue
-                if error is None:
-                    future.set_result(result)  # type: ignore[arg-type]
-                else:
-                    future.set_exception(error)
+        while some := self._next():
+            also = list(self._waiting)
+            try:
+                outcomes = await loop.run_in_executor(self._thread, _outcomes, self._work, [item for item, _ in some])
+            except BaseException as error:
+                outcomes = [(None, error)] * len(some)
+            for (_, future), outcome in zip(some, outcomes, strict=True):
+                _settle(future, *outcome)
+            away = outcomes[-1][1]
+            if isinstance(away, Unavailable):  # whoever waited meanwhile has waited as long
+                for _, future in also:
+                    _settle(future, None, away)
+
+    def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
+        some = list[tuple[Item, asyncio.Future[Result]]]()
+        while self._waiting and len(some) < self._most:
+            item, future = self._waiting.popleft()
+            if not future.done():
+                some.append((item, future))
+        return some
+
+
+def _settle(future: "asyncio.Future[Result]", result: Result | None, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)  # type: ignore[arg-type]
+    elif isinstance(error, asyncio.CancelledError):
+        future.cancel()
+    else:
+        future.set_exception(error)
 
 
 def _outcomes(work: Callable[[list[Item]], list[Result]], items: Sequence[Item]) -> list[tuple[Result | None, BaseException | None]]:
-    """Return for each item its result or its error."""
+    """Return for each item its result or its error; a database that is away is waited for once."""
     try:
-        return [(result, None) for result in work(list(items))]
+        results = work(list(items))
+        return [(result, None) for result, _ in zip(results, items, strict=True)]
     except BaseException as error:
         _let_go(error)
         if len(items) == 1 or isinstance(error, Unavailable) or not isinstance(error, Exception):
             return [(None, error)] * len(items)
-    return [outcome for item in items for outcome in _outcomes(work, [item])]
+    found = list[tuple[Result | None, BaseException | None]]()
+    while len(found) < len(items):
+        alone = _outcomes(work, [items[len(found)]])
+        found += alone
+        if isinstance(found[-1][1], Unavailable):
+            found += [found[-1]] * (len(items) - len(found))
+    return found
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -218,6 +218,10 @@ class Registry:
             f"No handler for type {_quoted(name)}.{guess} Known: {', '.join(sorted(self._types))}.", code="unknown_type", field="type"
         )
 
+    def is_own(self, name: str) -> bool:
+        """Whether no other package has brought this type, so that to check its payload never waits for anything."""
+        return name not in self._types or self._types[name].function.__module__.startswith("actors.")
+
     def __iter__(self) -> Iterator[HandlerType]:
         return iter(sorted(self._types.values(), key=lambda made: made.name))
 

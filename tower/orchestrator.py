@@ -94,6 +94,7 @@ class EnhancedOrchestrator:
     async def stop(self) -> None:
         """Stop the sweep; rows stay as they are, so the next life goes on from them."""
         self._stopping.set()
+        await self._gathering.stop()
         if self._preparing:
             await asyncio.to_thread(self._preparing.join, 5)
         await asyncio.to_thread(self._sweep.stop)
@@ -119,6 +120,8 @@ class EnhancedOrchestrator:
 
     async def take(self, spec: TaskSpec, by: str | None = None) -> Accepted:
         """Enqueue one task, for whoever showed a key of this name; see `enqueue`."""
+        if not self._registry.is_own(spec.type):  # its check may take its time
+            return await run_in_threadpool(self.accept, spec, by)
         task = self._checked(spec, by)
         if _depends([task]):
             return (await run_in_threadpool(self._accept, [task]))[0]

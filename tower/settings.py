@@ -97,7 +97,7 @@ class Settings(BaseSettings):
         3,
         ge=1,
         validation_alias="TOWER_MAX_LOSSES",
-        description="Workers a task may lose before it fails as `worker_lost`.",
+        description="Workers a task may lose before it fails as `worker_lost`; lost twice, with one chance left, it runs alone among such.",
     )
     shutdown_grace_s: float = Field(
         10.0,

@@ -220,11 +220,13 @@ class Sweep:
 
     def _forget_workers(self, look: Look) -> bool:
         forgotten_s = self._settings.lease_s * _FORGET_LEASES
-        gone = [row["id"] for row in look.workers if look.now - row["beat_at"] > forgotten_s or self._is_dead(row["id"], row)]
+        dead = [row["id"] for row in look.workers if self._is_dead(row["id"], row)]
+        gone = dead + [row["id"] for row in look.workers if look.now - row["beat_at"] > forgotten_s]
         # Its leases are found by the tasks' own rows; only a worker without any is forgotten.
         held = Task.select(Task.worker_id).where(Task.status == RUNNING, Task.worker_id.is_null(False))
         if gone:
-            forgotten = Worker.delete().where(Worker.id << gone, Worker.id.not_in(held)).returning(Worker.id)
+            still = (Worker.id << dead) | (Worker.beat_at < db.now() - forgotten_s)  # one that slept may have beaten meanwhile
+            forgotten = Worker.delete().where(Worker.id << gone, still, Worker.id.not_in(held)).returning(Worker.id)
             for (worker_id,) in db.unit(lambda: list(forgotten.tuples())):
                 lifeline.forget(self._lifelines, worker_id)
         return False

@@ -158,7 +158,7 @@ def _holders(found: Obstacle, now: Load) -> list[Link]:
     column = {KEY: Task.concurrency_key, TYPE: Task.type, QUEUE: Task.queue}.get(kind)
     query = Task.select(Task.id, Task.type, Task.status, Task.started_at, Task.dispatched_at).where(Task.status << IN_FLIGHT)
     if kind == QUARANTINE:
-        query = query.where(Task.losses > 0, Task.losses >= Task.max_losses - 1)
+        query = query.where(Task.queue == name, Task.losses > 1, Task.losses >= Task.max_losses - 1)
     rows = list((query if column is None else query.where(column == name)).order_by(Task.dispatched_at).limit(_HOLDERS).dicts())
     usual = typical_s({row["type"] for row in rows})
     allowed = "" if found.limit == 1 else f" ({found.count} of {found.limit})"

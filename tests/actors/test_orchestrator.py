@@ -15,7 +15,7 @@ from tests import rows as r
 from tests.servers import wait_for
 from tower import db, lifecycle, load, queries
 from tower.lifecycle import Outcome
-from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Rule, TaskStart, new_id
+from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Rule, Task, TaskStart, new_id
 from tower.settings import Settings
 
 
@@ -63,12 +63,14 @@ def test_a_long_line_for_one_key_keeps_nobody_else_waiting(dispatcher: Dispatche
 def test_what_was_lost_with_its_workers_runs_one_by_one_and_holds_up_nobody(dispatcher: Dispatcher) -> None:
     """Those with one chance left wait for each other; the others of their kind pass them by."""
     r.add_worker()
-    lost = [r.running(max_losses=2) for _ in range(3)]
+    lost = [r.running() for _ in range(3)]
+    db.unit(lambda: Task.update(losses=1).execute())
     assert [r.expire(claim) for claim in lost] == [QUEUED] * 3
-    others = [r.insert(max_losses=2) for _ in range(3)]
+    db.unit(lambda: Task.update(ready_at=0).execute())
+    others = [r.insert() for _ in range(3)]
     assert dispatcher.run_pass() == 4
     assert [r.row(claim.id)["wait_reason"] for claim in lost] == [None, "quarantine", "quarantine"]
-    others.append(r.insert(max_losses=2))
+    others.append(r.insert())
     assert dispatcher.run_pass() == 1
     assert {r.row(task_id)["status"] for task_id in others} == {DISPATCHED}
     claim = r.claim(lost[0].id)

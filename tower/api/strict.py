@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from tower import jsontext
 from tower.errors import InvalidTask
 
-_LARGE = 100_000
+_LARGE = 16_000
 
 
 def is_large(body: bytes) -> bool:

@@ -25,7 +25,7 @@ REASONS = {
     "not_before": "its time has not come",
     "retry_backoff": "pauses before its next attempt",
     "paused": "paused",
-    "quarantine": "lost with its workers, runs alone among such",
+    "quarantine": "one more lost worker and it fails: such tasks run one at a time",
     "concurrency_key": "its key is taken",
     "rate_limit": "its rate is used up",
     "type_limit": "the limit of its type",
