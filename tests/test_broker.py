@@ -73,6 +73,22 @@ def test_an_idle_worker_waits_inside_redis_and_keeps_the_order(redis_server: Red
     assert heard == [str(number) for number in range(30)]
 
 
+def test_an_idle_consumer_says_now_and_then_that_it_lives(own_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else dramatiq would give its messages to others; but not each time that there is no message."""
+    monkeypatch.setattr("tower.broker._ALIVE_S", 0.4)
+    broker = open_broker(Settings(redis_url=own_redis.url()))
+    redis = broker.client  # type: ignore[attr-defined]
+    listen(broker, [], 1)
+    consumer = broker.consume("ears", timeout=20)
+    end, said, asked = time.monotonic() + 2, set[float](), 0
+    while time.monotonic() < end:
+        assert next(consumer) is None
+        said.update(at for _, at in redis.zrange("tower:__heartbeats__", 0, -1, withscores=True))
+        asked += 1
+    assert 3 <= len(said) <= 6
+    assert asked > 2 * len(said)
+
+
 @pytest.mark.slow
 def test_a_broker_that_is_down_raises_nothing_and_costs_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """One line in the log; further nudges are not even tried for a moment."""

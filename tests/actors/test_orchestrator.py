@@ -288,6 +288,24 @@ def test_a_pass_that_finds_nothing_to_start_writes_nothing(dispatcher: Dispatche
     assert dispatcher.run_pass() == 0
 
 
+def test_there_is_something_to_do_when_a_task_may_start_or_waits_for_a_claim(dispatcher: Dispatcher) -> None:
+    """On queues that are served; not when it waits for its time, or runs."""
+
+    def anything(queue: str = "default") -> bool:
+        return db.read(lambda: queries.is_anything_to_do([queue, "more"]))
+
+    r.add_worker()
+    r.insert(not_before=db.read(db.clock) + 60)
+    assert not anything()
+    task_id = r.insert()
+    assert anything()
+    assert dispatcher.run_pass() == 1
+    assert anything()
+    assert not anything("other")
+    r.claim(task_id)
+    assert not anything()
+
+
 def test_a_worker_looks_when_a_rate_has_become_free(rows: Settings, nudges: r.Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though nobody nudges it, and its next look by itself is far away."""
     monkeypatch.setattr("actors.worker._LOOK_S", 1e9)
