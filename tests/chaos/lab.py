@@ -21,6 +21,7 @@ from tests.chaos.lives import CLOCK, SERVER, WORKER, Life
 from tests.chaos.load import JOURNAL
 from tests.chaos.stage import CLOCK_SQL, MARK
 from tests.servers import Postgres, Redis, free_port, wait_for
+from tower.models import new_id
 
 LONG_S = 60
 
@@ -124,6 +125,12 @@ class Lab:
         task_id = self.ask(type_, payload, **more)
         assert task_id
         return task_id
+
+    def give_to(self, victim: Life, type_: str, payload: dict[str, Any] | None = None, **more: Any) -> str:
+        """Enqueue a task of which the victim may die before there is an answer, and return its id."""
+        key = new_id()
+        self.ask(type_, payload, victim=victim, idempotency_key=key, **more)
+        return str(rows(self.url, f"SELECT id FROM task WHERE idempotency_key = '{key}'")[0]["id"])
 
     def payload(self, type_: str) -> dict[str, Any]:
         """Return what a task of this type is given: short work that shows what it did."""

@@ -43,7 +43,7 @@ def test_a_worker_killed_at_one_moment_leaves_a_task_that_ends_once(bench: Lab, 
     """It runs again unless its end was committed, and its command has run only where it could begin."""
     victim = bench.programs[-1]
     life = bench.start_all(victim, f"{point}:1:kill")[victim]
-    task_id = bench.give("command", max_attempts=3)
+    task_id = bench.give_to(life, "command", max_attempts=3)
     assert life.wait(LONG_S) == -signal.SIGKILL
     bench.start(victim)
     bench.settle()
@@ -57,7 +57,7 @@ def test_a_task_that_may_run_once_is_not_run_again(bench: Lab) -> None:
     """Killed with its worker it has failed, although it may have done nothing."""
     victim = bench.programs[-1]
     life = bench.start_all(victim, "claim.after_commit:1:kill")[victim]
-    task_id = bench.give("command", max_attempts=1)
+    task_id = bench.give_to(life, "command", max_attempts=1)
     life.wait(LONG_S)
     bench.start(victim)
     bench.settle()
@@ -80,8 +80,7 @@ def test_a_poison_task_ends_and_stops_nothing_else(bench: Lab) -> None:
     beside = [bench.give("sleep", {"seconds": 2}) for _ in range(2)]
     for task_id in beside:
         bench.wait_status(task_id, "running")
-    bench.ask("chaos.poison", victim=life, idempotency_key="poison")
-    poison = rows(bench.url, "SELECT id FROM task WHERE idempotency_key = 'poison'")[0]["id"]
+    poison = bench.give_to(life, "chaos.poison")
     others = [bench.ask("echo", {"n": n}, idempotency_key=f"beside-poison-{n}") for n in range(3)] if not bench.is_embedded else []
     restart_until_final(bench, life, poison)
     bench.end_lives()
