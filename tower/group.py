@@ -112,8 +112,10 @@ class Gathering(Generic[Item, Result]):
             also = list(self._waiting)
             try:
                 outcomes = await loop.run_in_executor(self._thread, _outcomes, self._work, [item for item, _ in some])
-            except BaseException as error:
-                outcomes = [(None, error)] * len(some)
+            except BaseException:  # of the loop, which ends: the work itself raises nothing here
+                for _, future in some:
+                    future.cancel()
+                raise
             for (_, future), outcome in zip(some, outcomes, strict=True):
                 _settle(future, *outcome)
             away = outcomes[-1][1]
@@ -135,8 +137,6 @@ def _settle(future: "asyncio.Future[Result]", result: Result | None, error: Base
         return
     if error is None:
         future.set_result(result)  # type: ignore[arg-type]
-    elif isinstance(error, asyncio.CancelledError):
-        future.cancel()
     else:
         future.set_exception(error)
 

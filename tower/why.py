@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 from peewee import Tuple, fn
@@ -25,6 +26,7 @@ from tower.decision import (
     Obstacle,
     Place,
     Row,
+    has_last_chance,
     measure,
     obstacle,
 )
@@ -155,11 +157,11 @@ def _pause(place: Place, now: Load) -> Link:
 def _holders(found: Obstacle, now: Load) -> list[Link]:
     """Return a link for each task that holds a place of a limit, those that run longest first."""
     kind, name = found.place
-    column = {KEY: Task.concurrency_key, TYPE: Task.type, QUEUE: Task.queue}.get(kind)
-    query = Task.select(Task.id, Task.type, Task.status, Task.started_at, Task.dispatched_at).where(Task.status << IN_FLIGHT)
-    if kind == QUARANTINE:
-        query = query.where(Task.queue == name, Task.losses > 1, Task.losses >= Task.max_losses - 1)
-    rows = list((query if column is None else query.where(column == name)).order_by(Task.dispatched_at).limit(_HOLDERS).dicts())
+    column = {KEY: Task.concurrency_key, TYPE: Task.type, QUEUE: Task.queue, QUARANTINE: Task.queue}.get(kind)
+    columns = (Task.id, Task.type, Task.status, Task.started_at, Task.dispatched_at, Task.losses, Task.max_losses)
+    query = Task.select(*columns).where(Task.status << IN_FLIGHT).order_by(Task.dispatched_at)
+    there = (query if column is None else query.where(column == name)).dicts()
+    rows = list(islice((row for row in there if kind != QUARANTINE or has_last_chance(row)), _HOLDERS))
     usual = typical_s({row["type"] for row in rows})
     allowed = "" if found.limit == 1 else f" ({found.count} of {found.limit})"
     called = _called(found.place)
