@@ -205,7 +205,7 @@ WITH RECURSIVE head(id) AS (
         ORDER BY lane, rank, id LIMIT 1
     ) FROM head WHERE head.id IS NOT NULL
 )
-SELECT {names}, lane FROM task WHERE id IN (SELECT id FROM head WHERE id IS NOT NULL LIMIT {most})
+SELECT {names}, lane FROM task WHERE {chosen}
 """
 #: The first tasks of one lane.
 _OF_LANE = f"""
@@ -236,4 +236,5 @@ def _queued() -> Any:
 
 def _lanes(most: int) -> list[dict[str, Any]]:
     """Return the first task of each lane in which one waits, of so many lanes."""
-    return db.rows(_HEADS.format(queued=_queued().sql, most=most, names=load.NAMES))
+    chosen = db.found("id", f"SELECT id FROM head WHERE id IS NOT NULL LIMIT {most}")
+    return db.rows(_HEADS.format(queued=_queued().sql, chosen=chosen, names=load.NAMES))

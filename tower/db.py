@@ -216,7 +216,7 @@ def _postgres(settings: Settings) -> peewee.Database:
     options: dict[str, Any] = {
         "connect_timeout": 3,
         # Plans are kept, and the first is made while the tables are empty: no index would ever be used.
-        "options": f"{_LIMITS} -c enable_seqscan=off -c jit=off",
+        "options": f"{_LIMITS} -c enable_seqscan=off -c enable_bitmapscan=off -c jit=off",
         "tcp_user_timeout": 10_000,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -385,6 +385,11 @@ def among(column: str, values: Sequence[Any]) -> str:
     return f"{column} IN ({', '.join('?' * len(values))})"
 
 
+def found(column: str, statement: str) -> str:
+    """Return the condition that a column holds what a SELECT finds, as SQL; in Postgres as an array, so that it is looked for once."""
+    return f"{column} = ANY (ARRAY({statement}))" if is_postgres() else f"{column} IN ({statement})"
+
+
 def listed(lines: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
     """Return lines of values as SQL that can stand behind FROM, with their columns named column1, column2, …, and the values."""
     return f"(VALUES {tuples(len(lines), len(lines[0]))}) AS given", [value for line in lines for value in line]
@@ -398,6 +403,14 @@ def tuples(count: int, columns: int) -> str:
 def likely(condition: str) -> peewee.SQL:
     """Return a condition that most rows meet: SQLite, which keeps no statistics, would take an index on it before one that orders."""
     return peewee.SQL(condition if is_postgres() else f"likely({condition})")
+
+
+def aside(column: str) -> str:
+    """Return a text column as it stands in a condition by which no row is to be looked for.
+
+    Postgres keeps a plan that it made while the table was empty: it would read the whole of an index for rows that are named by their id.
+    """
+    return f"({column} || '')" if is_postgres() else column
 
 
 def lock_for_dispatch() -> None:

@@ -161,8 +161,7 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
 def claim_some(worker_id: str, token: str, most: int, queues: Sequence[str]) -> list[Claim]:
     """Lease the first dispatched tasks of these queues, in their order; see `claim`."""
     first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)} AND {_IN_TIME} ORDER BY rank, id LIMIT ?"
-    # As an array it is looked for once; as a plain subquery, Postgres may do so again for each row.
-    chosen = f"id = ANY (ARRAY({first} FOR UPDATE SKIP LOCKED))" if db.is_postgres() else f"id IN ({first})"
+    chosen = db.found("id", f"{first} FOR UPDATE SKIP LOCKED" if db.is_postgres() else first)
     return _claim(worker_id, token, chosen, [*queues, most])
 
 

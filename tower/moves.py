@@ -115,7 +115,7 @@ def change(
         UPDATE task SET status = '{target}', seq = seq + 1 + {more}, updated_at = {{now}},
             trace_tries = 0, trace_due_at = {{now}} + {patience_s}
         {sets and f", {sets}"} {given and f"FROM {given}"}
-        WHERE {where} AND status IN ({", ".join(f"'{source}'" for source in sources)})
+        WHERE {where} AND {db.aside("status")} IN ({", ".join(f"'{source}'" for source in sources)})
         RETURNING {", ".join(returned)}"""
     return _with_events(statement, values, kind, data, also)
 
