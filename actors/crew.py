@@ -14,7 +14,7 @@ from actors.runner import Runner
 from actors.trace import Tracer
 from actors.worker import WorkerProcess
 from tower import db
-from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor, stop_taking
+from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor, take_while
 from tower.errands import Errand
 from tower.errors import Unavailable
 from tower.faults import fault
@@ -23,7 +23,7 @@ from tower.reminders import Nudge
 from tower.settings import Settings
 from tower.sweep import Sweep
 
-#: Threads beside the slots, so that tasks never hold up decisions and traces: as many as keep traces at the pace of short tasks.
+#: Threads that answer messages; tasks run in others, so they never hold up decisions and traces.
 CONTROL_THREADS = 4
 TRACE_QUEUE = "trace"
 
@@ -80,7 +80,7 @@ class Crew(Middleware):
 
     def _handle(self, actor_name: str, task_id: str) -> None:
         if self._runner is not None and not self._is_leaving:
-            self._runner.handle(task_id)
+            self._runner.handle()
         elif self._is_leaving:
             self._nudger.send(actor_name, task_id)  # for somebody who stays
 
@@ -98,8 +98,7 @@ class Crew(Middleware):
             _log.warning(
                 "TOWER_DB_POOL=%d is small for %d threads; raise it to %d.", self._settings.db_pool, slots, slots + _SPARE_CONNECTIONS
             )
-        worker.queue_prefetch = slots  # a nudge that finds no slot here could have found one elsewhere
-        worker.worker_threads += CONTROL_THREADS
+        worker.worker_threads = CONTROL_THREADS
         sys.setswitchinterval(_SWITCH_S)
         queues = [queue for queue in self._registry.queues if not worker.consumer_whitelist or queue in worker.consumer_whitelist]
         traces = not worker.consumer_whitelist or TRACE_QUEUE in worker.consumer_whitelist
@@ -110,10 +109,11 @@ class Crew(Middleware):
             _log.critical("the worker cannot start: %s", error)
             raise SystemExit(1) from error
         self._start(slots, queues, self.write_trace if traces else None)
+        take_while(broker, queues, lambda: self._worker is not None and self._worker.free_slots > 0)
 
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Hand back what runs before dramatiq waits for its threads; the embedded server ends at once, as Ctrl-C should."""
-        self._is_leaving = stop_taking(broker, self._registry.queues)
+        self._is_leaving = take_while(broker, self._registry.queues, lambda: False)
         self._stop(0 if self._settings.embedded else self._settings.shutdown_grace_s)
 
     def _prepare_database(self) -> None:

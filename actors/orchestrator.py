@@ -78,15 +78,15 @@ class Dispatcher:
         return len(chosen)
 
     def _deliver(self, chosen: list[Nudge]) -> None:
-        """Give tasks to free slots: first to those of this process, the others are nudged. A slot that is busy looks by itself.
+        """Give tasks to free slots: first to those of this process, others' workers are nudged. A slot that is busy looks by itself.
 
         Who is busy is asked after the commit: a slot that becomes free later will find what was chosen.
         """
         left = self._offer(chosen)
         if not left:
             return
-        idle = db.read(partial(_idle_slots, self._settings.lease_s))
-        for nudge in left:
+        idle = db.read(partial(_idle_workers, self._settings.lease_s))
+        for nudge in left:  # whoever is nudged takes as many as it has slots
             if idle[nudge.queue] > 0:
                 idle[nudge.queue] -= 1
                 self._nudger.send(handler_actor(nudge.type), nudge.id)
@@ -214,19 +214,15 @@ WHERE {{queued}} AND ready_at <= ? AND (expires_at IS NULL OR expires_at > {{{{n
 """
 
 
-def _idle_slots(lease_s: float) -> Counter[str]:
-    """Return how many slots of live workers run nothing, by queue."""
-    idle = Counter[str]()
-    for worker in db.rows(_IDLE, [lease_s]):
-        for queue in json.loads(worker["queues"]):
-            idle[queue] += max(0, worker["slots"] - worker["busy"])
-    return idle
+def _idle_workers(lease_s: float) -> Counter[str]:
+    """Return how many live workers have a slot free, by queue."""
+    return Counter(queue for worker in db.rows(_IDLE, [lease_s]) for queue in json.loads(worker["queues"]))
 
 
 _IDLE = f"""
-SELECT slots, queues, coalesce(busy, 0) AS busy FROM worker
+SELECT queues FROM worker
 LEFT JOIN (SELECT worker_id, COUNT(*) AS busy FROM task WHERE status = '{RUNNING}' GROUP BY worker_id) AS held ON worker_id = worker.id
-WHERE beat_at > {{now}} - ?
+WHERE beat_at > {{now}} - ? AND slots > coalesce(busy, 0)
 """
 
 

@@ -1,32 +1,29 @@
 """The body shared by all handler actors: claim, run, finish, and on to the next."""
 
-import json
 import logging
 import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from itertools import islice
 
-from actors.attempt import CANCEL, LEASE_LOST, SHUTDOWN, SILENCE, TIMEOUT, UNGUARDED, Attempt
+from actors import handling
+from actors.attempt import LEASE_LOST, SHUTDOWN, UNGUARDED, Attempt
+from actors.batch import Batch, Done, Tempo, Watch
 from actors.worker import WorkerProcess
-from tower import db, jsontext, leases, lifecycle, log, queries
+from tower import db, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errands import Threads
-from tower.errors import InvalidTask, Unavailable
+from tower.errors import Unavailable
 from tower.faults import fault
 from tower.group import Group
-from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
+from tower.handler import Registry
 from tower.host import lease_time
-from tower.leases import CHUNK, Claim
-from tower.lifecycle import Ending, LogPart, Outcome
-from tower.models import FAILED, SUCCEEDED, TIMED_OUT, new_id
+from tower.leases import Claim
+from tower.lifecycle import Ending, Outcome
+from tower.models import SUCCEEDED, new_id
 from tower.reminders import Nudge
 from tower.settings import Settings
-
-#: Characters kept of an error's message, and of each of its details.
-_MESSAGE, _DETAIL = 2000, 4000
 
 #: A folder should be complete a second after its task's end: from this lag on slots wait a moment before their next task.
 _LATE_S, _PAUSE_S = 0.3, 1.0
@@ -42,19 +39,19 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """What a slot has to write: how its attempt ended, and whether it wants another task."""
+class _Round:
+    """What a thread has to write: how attempts ended, and how many tasks it takes next."""
 
-    ending: Ending | None = None
-    takes: bool = False
+    endings: Sequence[Ending] = ()
+    takes: int = 0
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """The status that an attempt ended with, None if its lease was gone; and the next claim, with when it was asked for."""
+    """The status that each attempt ended with, None if its lease was gone; and the next claims, with when they were asked for."""
 
-    status: str | None = None
-    claim: Claim | None = None
+    statuses: Sequence[str | None] = ()
+    claims: Sequence[Claim] = field(default_factory=list)
     leased_at: float = 0.0
 
 
@@ -79,16 +76,16 @@ class Runner:
         self._write_trace = write_trace
         self._trace_lag = trace_lag
         self._desk = Group(self._write)
-        self._slots = Threads("slot")
+        self._threads = Threads("slot")
+        self._tempo = Tempo()
+        self._watch = Watch(self._begin)
         #: Whether more was dispatched than slots were free: then an end is recorded together with the next claim.
         self._is_behind = False
 
-    def handle(self, task_id: str) -> None:
-        """Run the task, or the first that was dispatched, and then the next, if a slot is free; drop a nudge that was answered already."""
-        if not db.read(partial(queries.is_dispatched, task_id)):
-            return
-        if self._worker.take_slots(1):
-            self._use_slot()
+    def handle(self) -> None:
+        """Answer a nudge: give free slots what was dispatched, whatever task it names."""
+        if self._worker.free_slots:
+            self.fill()
         else:
             self._is_behind = True
 
@@ -118,144 +115,154 @@ class Runner:
             self._start(slots)
 
     def _start(self, slots: int) -> None:
-        """Claim, with one commit, a task for each of these slots, which are taken; one that gets none looks for itself."""
-        answers = [_Answer()] * slots
+        """Claim, with one commit, a task for each of these slots, which are taken, and run them; give back what gets none."""
+        answer = _Answer()
         try:
-            answers = self._write([_Turn(takes=True)] * slots)
+            [answer] = self._write([_Round(takes=slots)])
         finally:
-            for answer in answers:
-                self._slots.run(partial(self._use_slot, answer))
+            self._worker.give_slots(slots - len(answer.claims))
+        for batch in self._tempo.batches(answer.claims, answer.leased_at):
+            self._begin(batch)
+        if len(answer.claims) < slots and self._is_behind:  # somebody found no slot meanwhile
+            self.fill()
 
-    def _use_slot(self, first: "_Answer | None" = None) -> None:
-        """Run one dispatched task after the other, and give the slot back when there is none."""
-        ran = None
+    def _begin(self, batch: Batch) -> None:
+        self._threads.run(partial(self._use, batch))
+
+    def _use(self, batch: Batch) -> None:
+        """Run a batch and what is claimed with its slots after it, until there is no more."""
         try:
-            try:
-                ran = self._run_in_turn(first or _Answer())
-            finally:
-                self._worker.give_slot()
-            # Only now: it looks for what found no slot while this was not free.
-            if ran:
-                self._ask_for_more(ran)
+            following = self._run(batch)
+            while following:
+                for other in following[1:]:
+                    self._begin(other)
+                following = self._run(following[0])
         except Unavailable as error:
             _log.warning("%s The slot waits for a nudge.", error.message)
 
-    def _run_in_turn(self, first: "_Answer") -> str | None:
-        """Run tasks as long as there are any; return the id of the last, if the orchestrator actor has not been told of it."""
-        claim, leased_at = (first.claim, first.leased_at) if first.claim else self._claim()
-        last = None
-        while claim is not None:
-            last = claim.id
-            claim, leased_at = self._run(claim, leased_at)
-            if claim is not None or self._late_s() > 0:
+    def _run(self, batch: Batch) -> list[Batch]:
+        """Run the tasks of a batch and record their ends; return the next batches, and give back the slots that they do not need."""
+        last, answer = None, _Answer()
+        try:
+            done = self._perform(batch)
+            if done:  # else the watch has taken them away
+                last = done[-1].attempt.id
+                answer = self._record(done, batch.slots if self._goes_on else 0)
+            if last and not answer.claims and self._late_s > 0 and not self._worker.stopping:
                 self._ask_for_more(last)
-            if claim is None and self._late_s() > 0:
-                time.sleep(min(self._late_s(), _PAUSE_S))
-                claim, leased_at = self._claim()
-        return last
+                time.sleep(min(self._late_s, _PAUSE_S))
+                answer = self._desk.do(_Round(takes=batch.slots))
+        finally:
+            self._worker.give_slots(batch.slots - len(answer.claims))
+            # Only now: it looks for what found no slot while these were not free.
+            if last:
+                self._ask_for_more(last)
+        return self._tempo.batches(answer.claims, answer.leased_at)
 
+    def _perform(self, batch: Batch) -> list[Done]:
+        with self._watch.over(batch):
+            while claim := batch.next():
+                with Attempt(claim, self._settings, self._worker.guard) as attempt:
+                    self._worker.add(attempt, batch.leased_at)
+                    try:
+                        batch.end(attempt, self._timed(attempt))
+                    except BaseException:  # no handler's, so a mistake of ours: the lease must end, so that it runs again
+                        self._worker.remove(attempt)
+                        raise
+            return batch.take_done()
+
+    def _timed(self, attempt: Attempt) -> Outcome:
+        began = time.monotonic()
+        outcome = handling.perform(attempt, self._registry, self._settings)
+        self._tempo.note(attempt.claim.type, time.monotonic() - began)
+        return outcome
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the next tasks are taken with the same commit that records the end of the last."""
+        return self._is_behind and not self._worker.stopping and self._late_s <= 0
+
+    @property
     def _late_s(self) -> float:
-        """How long a slot should wait before its next task, so that short tasks do not outrun their traces for ever."""
+        """How long slots should wait before their next tasks, so that short ones do not outrun their traces for ever."""
         return self._trace_lag() - _LATE_S
 
-    def _claim(self) -> tuple[Claim | None, float]:
-        if self._worker.stopping:
-            return None, 0.0
-        answer = self._desk.do(_Turn(takes=True))
-        return answer.claim, answer.leased_at
-
-    def _run(self, claim: Claim, leased_at: float) -> tuple[Claim | None, float]:
-        """Run an attempt and record its end; return the next claim, which came with that."""
-        with Attempt(claim, self._settings, self._worker.guard) as attempt:
-            self._worker.add(attempt, leased_at)
-            try:
-                return self._settle(attempt, self._perform(attempt))
-            finally:
-                self._worker.remove(attempt)
-
     def abandon(self, attempt: Attempt) -> None:
-        """Record the end of an attempt whose handler does not end; its slot stays taken until it does.
-
-        It is not tried again: the code that ignores its end could still be at work beside the next attempt.
-        """
+        """Record the end of an attempt whose handler does not end; its slot stays taken until it does."""
         claim = attempt.claim
-        outcome = replace(_stopped(attempt, _failed("handler_error", "The handler ignored its end.")), may_retry=False)
+        outcome = handling.given_up(attempt)
         attempt.log("── the handler does not end; its worker has given it up, and a slot with it until it does")
         _log.error(
             "a handler ignores its end: its slot is lost until it returns", extra=log.context(claim.id, claim.attempt, type=claim.type)
         )
-        self._record(attempt, outcome)
+        self._record([Done(attempt, outcome)])
         self._ask_for_more(claim.id)
 
-    def _perform(self, attempt: Attempt) -> Outcome:
-        """Call the handler and say how it ended; it never raises."""
-        kind: HandlerType | None = None
+    def _record(self, done: Sequence[Done], takes: int = 0) -> _Answer:
+        """Record the ends of attempts, patiently, since while their leases last nobody else will, and take so many tasks."""
+        back = [one for one in done if one.attempt.stop_reason in _HANDED_BACK and one.outcome.status != SUCCEEDED]
+        ended = [one for one in done if one not in back]
+        answer = _Answer()
         try:
-            kind = self._registry.get(attempt.claim.type)
-            result = kind.function(kind.check(json.loads(attempt.claim.payload)), attempt)
-            outcome = self._succeeded(attempt.mask.value(result))
-        except InvalidTask as error:
-            outcome = _failed(error.code, error.message, may_retry=False)
-        except Stopped as stopped:
-            outcome = _failed("handler_error", f"The handler stopped: {stopped}")
-        except Retry as retry:
-            outcome = _failed("handler_error", retry.message, retry_after_s=retry.after_s)
-        except Fail as failure:
-            outcome = _failed(failure.code, failure.message, details=failure.details, may_retry=failure.may_retry)
-        except BaseException as error:  # whatever a handler raises, SystemExit too, is the task's failure and not the worker's
-            attempt.log(traceback.format_exc())
-            outcome = _failed("handler_error", f"{type(error).__name__}: {error}")
-        return _as_type_says(kind, _stopped(attempt, replace(outcome, error=attempt.mask.value(outcome.error))))
-
-    def _succeeded(self, result: object) -> Outcome:
-        try:
-            text = jsontext.dumps(result)
-        except jsontext.BadJson as error:
-            return _failed("result_not_json", str(error), may_retry=False)
-        limit = self._settings.max_body_mb * 1_000_000
-        if len(text) > limit:
-            return _failed("result_too_large", f"The result has {len(text)} characters, {limit} are allowed.", may_retry=False)
-        return Outcome(SUCCEEDED, result=text)
-
-    def _settle(self, attempt: Attempt, outcome: Outcome) -> tuple[Claim | None, float]:
-        """Record the end, and take the next task with the same commit if one is to be had."""
-        takes = self._is_behind and not self._worker.stopping and self._late_s() <= 0
-        answer = self._record(attempt, self._keep_artifacts(attempt, outcome), takes=takes)
-        return answer.claim, answer.leased_at
-
-    def _record(self, attempt: Attempt, outcome: Outcome, *, takes: bool = False) -> "_Answer":
-        """Record the end, patiently: while the lease lasts nobody else will."""
-        claim, token, tail = attempt.claim, new_id(), attempt.take_tail()
-        try:
-            if attempt.stop_reason in _HANDED_BACK and outcome.status != SUCCEEDED:
-                answer = self._hand_back(claim, _HANDED_BACK[attempt.stop_reason], token, tail)
-            else:
-                answer = self._desk.do(_Turn(Ending(claim, outcome, token, tail), takes))
+            answer = self._written(ended, takes)
+            for one, status in zip(ended, answer.statuses, strict=True):
+                self._conclude(one, status)
+            for one in back:
+                self._conclude(one, self._hand_back(one))
         except Unavailable as error:
-            _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
-            return _Answer()
-        if answer.status is None:
-            _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
-        else:
-            self._ask_for_trace(claim.id)
+            for one in done:
+                claim = one.attempt.claim
+                _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
+        finally:
+            for one in done:
+                self._worker.remove(one.attempt)
         return answer
 
-    def _hand_back(self, claim: Claim, reason: str, token: str, tail: list[LogPart]) -> "_Answer":
+    def _written(self, done: Sequence[Done], takes: int) -> _Answer:
+        endings = [Ending(one.attempt.claim, one.outcome, new_id(), one.attempt.take_tail()) for one in done]
+        if not endings and not takes:
+            return _Answer()
+        try:
+            return self._desk.do(_Round(endings, takes))
+        except Unavailable:
+            raise
+        except Exception:
+            if len(endings) < 2:
+                raise
+            _log.exception("ends that could not be recorded together are recorded one by one")
+            return _Answer([self._alone(ending) for ending in endings])
+
+    def _alone(self, ending: Ending) -> str | None:
+        try:
+            return self._desk.do(_Round([ending])).statuses[0]
+        except Exception:
+            _log.exception("the end could not be recorded", extra=log.context(ending.claim.id, ending.claim.attempt))
+            return None
+
+    def _conclude(self, done: Done, status: str | None) -> None:
+        claim = done.attempt.claim
+        if status is None:
+            _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
+        elif not self._nudger.send(TRACE, claim.id) and self._write_trace:
+            self._write_trace(claim.id)
+
+    def _hand_back(self, done: Done) -> str | None:
+        claim, token, tail = done.attempt.claim, new_id(), done.attempt.take_tail()
         fault("finish.before")
-        end = partial(lifecycle.release, claim, reason, token, tail)
+        end = partial(lifecycle.release, claim, _HANDED_BACK[str(done.attempt.stop_reason)], token, tail)
         status = db.unit(end, patience_s=self._settings.lease_s, recognise=partial(lifecycle.finished, claim.id, token))
         fault("finish.after_commit")
-        return _Answer(status)
+        return status
 
-    def _write(self, turns: "list[_Turn]") -> "list[_Answer]":
-        """Record the ends of attempts and claim as many tasks as slots want one, in one transaction."""
+    def _write(self, rounds: Sequence[_Round]) -> list[_Answer]:
+        """Record the ends of attempts and claim as many tasks as are taken, in one transaction."""
         token, sent = new_id(), lease_time(embedded=self._settings.embedded)
-        endings = [turn.ending for turn in turns if turn.ending]
-        takers = sum(turn.takes for turn in turns)
+        endings = [ending for one in rounds for ending in one.endings]
+        takes = sum(one.takes for one in rounds)
 
         def work() -> tuple[list[str | None], list[Claim]]:
             statuses = lifecycle.finish_all(endings)
-            return statuses, lifecycle.claim_some(self._worker.id, token, takers, self._worker.queues) if takers else []
+            return statuses, lifecycle.claim_some(self._worker.id, token, takes, self._worker.queues) if takes else []
 
         def recognise() -> tuple[list[str | None], list[Claim]] | None:
             statuses = [lifecycle.finished(ending.claim.id, ending.token) for ending in endings]
@@ -264,111 +271,26 @@ class Runner:
 
         if endings:
             fault("finish.before")
-        if takers:
+        if takes:
             fault("claim.before")
             was_behind, self._is_behind = self._is_behind, False  # before we look: who finds no slot after that says so again
         # Both together take two statements, and one commit.
-        is_one = not endings or (not takers and all(ending.is_plain for ending in endings))
+        is_one = not endings or (not takes and all(ending.is_plain for ending in endings))
         statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one)
-        if takers and len(claims) == takers:
+        if takes and len(claims) == takes:
             self._is_behind = self._is_behind or was_behind
         if endings:
             fault("finish.after_commit")
         if claims:
             fault("claim.after_commit")
         ended, taken = iter(statuses), iter(claims)
-        return [_Answer(next(ended) if turn.ending else None, next(taken, None) if turn.takes else None, sent) for turn in turns]
-
-    def _ask_for_trace(self, task_id: str) -> None:
-        if not self._nudger.send(TRACE, task_id) and self._write_trace:
-            self._write_trace(task_id)
+        return [_Answer(list(islice(ended, len(one.endings))), list(islice(taken, one.takes)), sent) for one in rounds]
 
     def _ask_for_more(self, task_id: str) -> None:
         """Have the orchestrator actor start what may start now that this task has ended."""
-        if not self._nudger.send(ORCHESTRATE, task_id) and not self._worker.stopping:
-            self.look()
-
-    def _keep_artifacts(self, attempt: Attempt, outcome: Outcome) -> Outcome:
-        """Keep the files that the attempt left; what cannot be kept fails an attempt that succeeded."""
+        if self._nudger.send(ORCHESTRATE, task_id) or self._worker.stopping:
+            return
         try:
-            files = attempt.kept_files()
-            self._check_size(files)
-            if files:
-                db.unit(partial(leases.forget_artifacts, attempt.claim), patience_s=self._settings.lease_s)
-            for name, path in files.items():
-                for part, data in enumerate(attempt.mask.stream(_parts(path))):
-                    db.unit(
-                        partial(leases.keep_artifact, attempt.claim, attempt.mask.text(name), part, data), patience_s=self._settings.lease_s
-                    )
-                    fault("artifact.after_commit")
-        except Fail as failure:
-            problem = _failed(failure.code, failure.message, may_retry=False)
-        except OSError as error:
-            problem = _failed("artifact_missing", f"A file to keep could not be read: {error.strerror}.", may_retry=False)
+            self.look()
         except Unavailable as error:
-            problem = _failed("artifact_missing", f"The files to keep could not be stored. {error.message}")
-        else:
-            return outcome
-        attempt.log(str((problem.error or {})["message"]))
-        return problem if outcome.status == SUCCEEDED else outcome
-
-    def _check_size(self, files: dict[str, Path]) -> None:
-        size, limit = sum(path.stat().st_size for path in files.values()), self._settings.artifact_limit_mb
-        if size > limit * 1_000_000:
-            raise Fail("artifact_too_large", f"The files to keep have {size} bytes, TOWER_ARTIFACT_LIMIT_MB={limit} are allowed.")
-
-
-def _failed(
-    code: str, message: str, *, details: dict[str, object] | None = None, may_retry: bool = True, retry_after_s: float | None = None
-) -> Outcome:
-    error = {**_plain(details or {}), "code": code, "message": _storable(message, _MESSAGE)}
-    return Outcome(FAILED, error=error, may_retry=may_retry, retry_after_s=retry_after_s)
-
-
-def _as_type_says(kind: HandlerType | None, outcome: Outcome) -> Outcome:
-    """Apply the type's rules of when to try again."""
-    if kind is None or outcome.error is None:
-        return outcome
-    may_retry = outcome.may_retry and kind.may_retry(outcome.error["code"])
-    return replace(outcome, may_retry=may_retry, backoff=(kind.backoff_s, kind.backoff_ceiling_s))
-
-
-def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
-    """Let the reason for which an attempt had to stop decide its end."""
-    if attempt.stop_reason == CANCEL:
-        return lifecycle.WAS_CANCELLED
-    if attempt.stop_reason == TIMEOUT:
-        return _timed_out("timeout", f"It ran longer than timeout_s={attempt.claim.timeout_s:g}.", outcome)
-    if attempt.stop_reason == SILENCE:
-        return _timed_out("silence", f"It said nothing for silence_s={attempt.claim.silence_s:g} seconds.", outcome)
-    return outcome
-
-
-def _timed_out(code: str, message: str, outcome: Outcome) -> Outcome:
-    return replace(outcome, status=TIMED_OUT, result=None, error={"code": code, "message": message}, may_retry=True, retry_after_s=None)
-
-
-def _parts(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        yield file.read(CHUNK)
-        while data := file.read(CHUNK):
-            yield data
-
-
-def _plain(details: dict[str, object]) -> dict[str, object]:
-    """Return details as every database and JSON reader can hold them, none of them long."""
-    return {_storable(name, 80): _json_or_text(value) for name, value in details.items()}
-
-
-def _json_or_text(value: object) -> object:
-    try:
-        if len(jsontext.dumps(value)) <= _DETAIL:
-            return value
-    except jsontext.BadJson:
-        pass
-    return _storable(value if isinstance(value, str) else repr(value), _DETAIL)
-
-
-def _storable(text: str, longest: int) -> str:
-    cut = text if len(text) <= longest else text[: longest - 1] + "…"
-    return cut.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+            _log.warning("%s The sweep asks again.", error.message)

@@ -108,10 +108,10 @@ class WorkerProcess:
             self._busy += taken
             return taken
 
-    def give_slot(self) -> None:
-        """Give a slot back."""
+    def give_slots(self, count: int) -> None:
+        """Give slots back."""
         with self._lock:
-            self._busy -= 1
+            self._busy -= count
 
     @property
     def stopping(self) -> bool:

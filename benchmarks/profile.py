@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from actors import handling
 from actors.attempt import Attempt
 from actors.orchestrator import Dispatcher
 from actors.runner import Runner
@@ -28,7 +29,7 @@ _STEPS: tuple[tuple[Any, str, str], ...] = (
     (Dispatcher, "run_pass", "decide and dispatch"),
     (Runner, "_write", "claim and finish"),
     (Runner, "_run", "the attempt around the handler"),
-    (Runner, "_perform", "check the payload and call the handler"),
+    (handling, "perform", "check the payload and call the handler"),
     (Attempt, "log", "lines of the log"),
     (Tracer, "trace_all", "the folder"),
     (queries, "to_trace", "read what the folder tells"),

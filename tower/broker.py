@@ -5,7 +5,7 @@ import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Queue
@@ -38,7 +38,7 @@ _PAUSE_S = 2.0
 _SOCKET_S = 1.0
 #: Seconds between two nudges of which each says the same.
 _PACE_S = 0.02
-#: How long a consumer waits whose worker has no slot free; the slot itself goes on with the next task at once.
+#: How long a consumer waits whose worker has no room; a slot that becomes free goes on with the next task at once.
 _FULL_S = 0.02
 #: How often a consumer says that it lives; dramatiq gives its messages to others after a minute of silence.
 _ALIVE_S = 5.0
@@ -105,7 +105,9 @@ class _WakingConsumer(_RedisConsumer):
     _asks_at = 0.0
 
     def __next__(self) -> Any:
-        if not self.message_cache and (self.queue_name in self.broker.quiet or self.outstanding_message_count >= self.prefetch):
+        has_room = self.broker.room.get(self.queue_name)
+        most = 1 if has_room else self.prefetch - self.outstanding_message_count
+        if not self.message_cache and (most <= 0 or (has_room and not has_room())):
             time.sleep(_FULL_S)
             return None
         if not self.message_cache:
@@ -115,7 +117,7 @@ class _WakingConsumer(_RedisConsumer):
                 if not found and time.monotonic() < self._asks_at:
                     return None
                 self._asks_at = time.monotonic() + _ALIVE_S
-                self.message_cache = self.broker.do_fetch(self.queue_name, self.prefetch - self.outstanding_message_count)
+                self.message_cache = self.broker.do_fetch(self.queue_name, most)
             except redis.RedisError as error:
                 # Away, hung, full or read-only. dramatiq would shout every three seconds and start anew; the client connects by itself.
                 self.broker.outage.begin(_AWAY, error)
@@ -151,8 +153,8 @@ class _WakingRedisBroker(RedisBroker):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self.outage = _outage()
-        #: Queues from which no more messages are taken, because this process ends.
-        self.quiet: set[str] = set()
+        #: Queues whose messages are of use only to a process with room for a task, and whether this one has some.
+        self.room: dict[str, Callable[[], bool]] = {}
 
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue, and no second one for delayed messages: nothing here is ever delayed."""
@@ -162,11 +164,11 @@ class _WakingRedisBroker(RedisBroker):
             self.emit_after("declare_queue", queue_name)
 
 
-def stop_taking(broker: dramatiq.Broker, queues: Iterable[str]) -> bool:
-    """Leave the messages of some queues to other processes; False if there are none, since the broker is embedded."""
+def take_while(broker: dramatiq.Broker, queues: Iterable[str], has_room: Callable[[], bool]) -> bool:
+    """Leave the messages of some queues to other processes while there is no room here; False if there are none: it is embedded."""
     if not isinstance(broker, _WakingRedisBroker):
         return False
-    broker.quiet.update(queues)
+    broker.room.update(dict.fromkeys(queues, has_room))
     return True
 
 

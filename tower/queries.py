@@ -155,11 +155,6 @@ def _explain_waits(rows: list[dict[str, Any]]) -> None:
         row["wait_reason"] = found.reason if found else None
 
 
-def is_dispatched(task_id: str) -> bool:
-    """Whether the task waits for a worker to claim it."""
-    return bool(db.rows(f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND id = ?", [task_id]))
-
-
 def dispatched_count(queues: Sequence[str]) -> int:
     """Return how many tasks of these queues wait for a worker to claim them."""
     where = f"status = '{DISPATCHED}' AND {db.among('queue', queues)}"

@@ -25,14 +25,29 @@ def dispatcher(rows: Settings, nudges: r.Nudges) -> Dispatcher:
 
 
 def test_one_pass_starts_everything_that_may_start_in_order(dispatcher: Dispatcher, nudges: r.Nudges) -> None:
-    """Highest head start first, up to the room; slots are nudged that are idle, the one task more is found by whichever is free first."""
+    """Highest head start first, up to the room; a worker that is idle is nudged once, and takes as many as it has slots."""
     r.add_worker(slots=2)
-    late, urgent, early = r.insert(priority=-100), r.insert(priority=100), r.insert()
-    more = r.insert()
+    late, urgent = r.insert(priority=-100), r.insert(priority=100)
+    early, more = r.insert(), r.insert()
     assert dispatcher.run_pass() == 3
-    assert nudges.sent == [("handler.echo", task_id) for task_id in (urgent, early)]
-    assert r.row(more)["status"] == DISPATCHED
+    assert nudges.sent == [("handler.echo", urgent)]
+    assert [r.row(task_id)["status"] for task_id in (early, more)] == [DISPATCHED, DISPATCHED]
     assert r.row(late)["status"] == QUEUED
+
+
+def test_every_idle_worker_is_nudged_while_there_are_tasks_for_it(dispatcher: Dispatcher, nudges: r.Nudges) -> None:
+    """But not one that is full."""
+    r.add_worker("full", slots=1)
+    r.running("full")
+    for name in ("w1", "w2", "w3"):
+        r.add_worker(name, slots=4)
+    waiting = [r.insert() for _ in range(2)]
+    dispatcher.run_pass()
+    assert nudges.sent == [("handler.echo", task_id) for task_id in waiting]
+    nudges.sent.clear()
+    waiting = [r.insert() for _ in range(9)]
+    dispatcher.run_pass()
+    assert nudges.sent == [("handler.echo", task_id) for task_id in waiting[:3]]
 
 
 def test_tasks_with_the_same_key_run_one_after_the_other(dispatcher: Dispatcher) -> None:

@@ -238,6 +238,54 @@ def test_more_tasks_than_slots_run_at_most_so_many_at_once(tower: Tower, handle:
     assert 2 <= most[0] <= tower.settings.slots
 
 
+def _quick(tower: Tower) -> None:
+    """Let the worker see that echo is quick, so that several run in one thread."""
+    for _ in range(30):
+        tower.wait(tower.enqueue("echo", {"n": -1}))
+
+
+def _together(tower: Tower) -> list[str]:
+    answer = tower.client.post("/tasks/enqueue/batch", json={"tasks": [{"type": "echo", "payload": {"n": n}} for n in range(8)]})
+    return list(answer.json()["task_ids"])
+
+
+def test_a_quick_task_that_turns_slow_holds_up_no_other(tower: Tower, handle: Any) -> None:
+    """Neither those that wait behind it in its thread nor those that ended before it, which nobody has recorded yet."""
+    go_on = threading.Event()
+    handle(lambda payload, task: go_on.wait(60) if payload.n == 3 else None)
+    _quick(tower)
+    ids = _together(tower)
+    try:
+        for n, task_id in enumerate(ids):
+            tower.wait(task_id, *(("running",) if n == 3 else ("succeeded",)))
+    finally:
+        go_on.set()
+    assert tower.wait(ids[3])["status"] == "succeeded"
+
+
+def test_each_of_the_quick_tasks_of_a_thread_ends_in_its_own_way(tower: Tower, handle: Any) -> None:
+    """What fails, leaves a file, or returns what cannot be kept, changes nothing for the others."""
+
+    def vary(payload: Any, task: TaskContext) -> Any:
+        task.log(f"number {payload.n}")
+        if payload.n == 2:
+            raise Fail("odd", "It is two.")
+        if payload.n == 4:
+            task.artifact("four").write_text("4")
+        return {1, 2} if payload.n == 6 else payload.n
+
+    handle(vary)
+    _quick(tower)
+    ids = _together(tower)
+    ends = [tower.wait(task_id) for task_id in ids]
+    assert [end["result"] for end in ends] == [0, 1, None, 3, 4, 5, None, 7]
+    assert [end["error"] and end["error"]["code"] for end in ends] == [None, None, "odd", None, None, None, "result_not_json", None]
+    assert (tower.traced(ids[4]) / "artifacts/four").read_text() == "4"
+    for n, task_id in enumerate(ids):
+        folder = tower.traced(task_id)
+        assert f"number {n}\n" in (folder / "log.txt").read_text()
+
+
 def test_a_cancelled_handler_in_python_is_told(tower: Tower, handle: Any) -> None:
     """By `cancelled`, and the end is `cancelled` whatever it returns."""
     started = threading.Event()
