@@ -15,7 +15,7 @@ from typing import Any
 from tower import db, log, queries, reminders, trace
 from tower.errors import Unavailable
 from tower.faults import fault
-from tower.folder import Folder, TaskFolder, open_folder
+from tower.folder import Folder, TaskFolder, Top, open_folder
 from tower.host import boot_id
 from tower.log import Outage
 from tower.models import FINAL
@@ -116,14 +116,32 @@ class Tracer:
             _log.warning("%s %d traces wait.", error.message, len(ids))
 
     def _bring_up(self, ids: list[str]) -> None:
+        made = self._made(ids)
+        left = [task_id for task_id in ids if task_id not in made]
         with ExitStack() as stack:
-            folders = {task_id: folder for task_id in ids if (folder := self._opened(stack, task_id))}
+            folders = {task_id: folder for task_id in left if (folder := self._opened(stack, task_id))}
             told = queries.to_trace(list(folders))  # once they are locked: nobody else can have written what we read
             marks = [mark for task_id, folder in folders.items() if (mark := self._written(folder, task_id, told.get(task_id)))]
+            tasks = [told[task_id]["task"] for task_id, _, _ in marks]
+            marks += [(task_id, task["seq"], size) for task_id, (task, size) in made.items()]
             if marks:
                 fault("trace.before_mark")
                 db.unit(partial(reminders.traced, marks), is_one_statement=True, is_promise=False)
-                self._note_pace([told[task_id]["task"] for task_id, _, _ in marks])
+                self._note_pace([*tasks, *(task for task, _ in made.values())])
+
+    def _made(self, ids: list[str]) -> dict[str, tuple[dict[str, Any], int]]:
+        """Make the folders of tasks that have ended and have none yet, as most do; return each task, and how long its log is."""
+        made = {}
+        try:
+            with Top(self._root) as top:
+                told = queries.to_trace([task_id for task_id in ids if not top.has(task_id)])
+                for task_id, one in told.items():
+                    fault("trace.before_write")
+                    if (files := _at_once(one)) and top.make(task_id, files):
+                        made[task_id] = (one["task"], len(dict(files)[LOG]))
+        except OSError as error:  # told by the way that all other folders go
+            _log.debug("%s: %s", self._root, error)
+        return made
 
     def _opened(self, stack: ExitStack, task_id: str) -> TaskFolder | None:
         try:
@@ -204,6 +222,19 @@ class Tracer:
 
 def _takes_folders(root: Path) -> bool:
     return root.is_dir() and os.access(root, os.W_OK | os.X_OK)
+
+
+def _at_once(told: Told) -> list[tuple[str, bytes]] | None:
+    """Return the files of a folder that can be made whole; None if its task goes on, or left files or a log to be read piece by piece."""
+    task, events = told["task"], told["events"]
+    if task["status"] not in FINAL or task["traced_seq"] or told["news"] is None or told["artifacts"]:
+        return None
+    return [
+        (INPUT, trace.render_input(task).encode()),
+        (LOG, trace.render_log(told["news"]).encode()),
+        (EVENTS, trace.render_events(events).encode()),
+        (OUTPUT, trace.render_output(task, events).encode()),
+    ]
 
 
 def _is_whole(folder: Folder, told: Told) -> bool:

@@ -1,5 +1,6 @@
 """Retention: what is old goes with everything that belongs to it, what is young or to be kept for ever stays."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -135,11 +136,16 @@ def test_what_is_left_of_a_folder_is_removed_later(rows: Settings) -> None:
     leftover = rows.trace_dir / f".gone-{new_id()}" / "artifacts"
     leftover.mkdir(parents=True)
     (leftover / "half.txt").write_text("x")
+    half_made, being_made = (rows.trace_dir / f".new-{new_id()}" for _ in range(2))
+    for folder in (half_made, being_made):
+        folder.mkdir()
+        (folder / "input.json").write_text("x")
+    os.utime(half_made, (0, 0))
     kept = ended(rows, days=1)
 
     Retention(rows).step()
 
-    assert [path.name for path in rows.trace_dir.iterdir()] == [kept]
+    assert {path.name for path in rows.trace_dir.iterdir()} == {kept, being_made.name}
 
 
 def test_a_link_in_the_place_of_a_folder_is_removed_not_followed(rows: Settings, tmp_path: Path) -> None:

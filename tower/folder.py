@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import time
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,8 +19,10 @@ from tower.faults import fault
 #: Where what stood in the way is moved to, beside the folders of tasks.
 LOST = ".lost"
 
-#: What the name of a folder begins with while it is being removed.
-_GONE = ".gone-"
+#: What the name of a folder begins with while it is being removed, and while it is being made.
+_GONE, _NEW = ".gone-", ".new-"
+#: A folder that is still being made after so many seconds is a leftover of a crash.
+_MADE_S = 60.0
 
 #: How long another writer of the same folder is waited for, and how often it is asked for meanwhile.
 _PATIENCE_S, _PAUSE_S = 1.0, 0.02
@@ -48,12 +51,11 @@ class Folder:
         return size
 
     def _create(self, name: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         try:
-            return os.open(name, flags, 0o644, dir_fd=self._fd)
+            return _create(name, self._fd)
         except FileExistsError:  # of a crash, or put there by somebody else
             self.remove(name)
-            return os.open(name, flags, 0o644, dir_fd=self._fd)
+            return _create(name, self._fd)
 
     def append(self, name: str, offset: int, data: bytes) -> bool:
         """Write at a known offset and cut what a crash left behind it; False if no file of ours reaches that far."""
@@ -137,6 +139,10 @@ class Folder:
             yield Folder(fd)
 
 
+def _create(name: str, parent: int) -> int:
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644, dir_fd=parent)
+
+
 def _fill(fd: int, parts: Iterable[bytes]) -> int:
     """Write and close a new file; every error of the disk is raised here, also one that it tells only at the end."""
     size = 0
@@ -195,6 +201,59 @@ def open_folder(root: Path, task_id: str, *, make: bool = True) -> Iterator[Task
                     return
     finally:
         os.close(top)
+
+
+class Top:
+    """TRACE_DIR itself, open."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._fd = _open_top(root, make=True)
+
+    def __enter__(self) -> "Top":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+    def has(self, name: str) -> bool:
+        """Whether anything has that name."""
+        try:
+            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def make(self, task_id: str, files: Iterable[tuple[str, bytes]]) -> bool:
+        """Make the folder of a task with these files; it appears whole, or not at all if there is one by now: then return False.
+
+        That costs half as much as to bring a folder up file by file.
+        """
+        beside = f"{_NEW}{uuid.uuid4()}"
+        is_named = False
+        os.mkdir(beside, dir_fd=self._fd)
+        try:
+            with _open_folder(beside, self._fd, make=False) as fd:
+                for name, data in files:
+                    _fill(_create(name, fd), [data])
+                    fault("trace.after_temporary")
+            is_named = self._rename(beside, task_id)
+        finally:
+            if not is_named:
+                _discard(self._root / beside)
+        fault("trace.after_rename")
+        return is_named and self.has(task_id)  # it may have been taken away at once
+
+    def _rename(self, beside: str, task_id: str) -> bool:
+        if self.has(task_id):  # the system would replace an empty folder
+            return False
+        try:
+            os.rename(beside, task_id, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                return False
+            raise
+        return True
 
 
 def _open_top(root: Path, make: bool) -> int:
@@ -263,14 +322,24 @@ def remove_empty(root: Path, task_id: str) -> None:
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what is left of folders whose removal was broken off."""
+    """Remove what is left of folders whose removal, or making, was broken off."""
     try:
         with os.scandir(root) as entries:
-            left = [entry.path for entry in entries if entry.name.startswith(_GONE)]
+            left = [entry.path for entry in entries if entry.name.startswith(_GONE) or _is_forgotten(entry)]
     except FileNotFoundError:
         return
     for path in left:
         _discard(Path(path))
+
+
+def _is_forgotten(entry: "os.DirEntry[str]") -> bool:
+    """Whether this is a folder that somebody has begun to make, and makes no more."""
+    if not entry.name.startswith(_NEW):
+        return False
+    try:
+        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _MADE_S
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -354,6 +354,43 @@ def test_one_folder_that_is_barred_is_told_once_and_bars_no_other(tracer: Tracer
     assert told == [f"the trace could not be written; it will be tried again: {rows.trace_dir / barred.id}: Not a directory"]
 
 
+def test_the_folder_of_a_task_that_has_ended_appears_whole(tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody ever sees it with some of its files, nor what it was made of; it is the same that grows file by file."""
+    claim, seen = r.running(), list[list[str]]()
+    say(claim, "said\n")
+    end(claim, "last\n")
+    monkeypatch.setattr("tower.folder.fault", lambda _: seen.append(sorted(path.name for path in rows.trace_dir.glob(f"{claim.id}/*"))))
+    tracer.trace(claim.id)
+    files = ["events.jsonl", "input.json", "log.txt", "output.json"]
+    assert seen == [[], [], [], [], files]
+    assert os.listdir(rows.trace_dir) == [claim.id]
+    assert trace.is_complete(r.row(claim.id))
+    assert r.row(claim.id)["traced_bytes"] == (rows.trace_dir / claim.id / "log.txt").stat().st_size
+    tracer.rebuild(claim.id, rows.trace_dir / "again")
+    for name in files:
+        assert (rows.trace_dir / claim.id / name).read_bytes() == (rows.trace_dir / "again" / claim.id / name).read_bytes()
+
+
+def test_a_folder_that_another_process_makes_at_the_same_time_is_brought_up(
+    tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever comes first, it is whole, and nothing is left beside it."""
+    claim = r.running()
+    end(claim)
+    folder = rows.trace_dir / claim.id
+
+    def come_first(name: str) -> None:
+        if name == "trace.after_temporary" and not folder.exists():
+            folder.mkdir()
+            (folder / "input.json").write_text("{")
+
+    monkeypatch.setattr("tower.folder.fault", come_first)
+    tracer.trace(claim.id)
+    assert sorted(os.listdir(folder)) == ["events.jsonl", "input.json", "log.txt", "output.json"]
+    assert os.listdir(rows.trace_dir) == [claim.id]
+    assert trace.is_complete(r.row(claim.id))
+
+
 def test_a_folder_that_is_taken_away_while_it_is_written_is_written_again(
     tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
