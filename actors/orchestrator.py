@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -18,6 +18,8 @@ from tower.models import QUEUED, RUNNING, Task
 from tower.reminders import Nudge
 from tower.settings import Settings
 
+#: A task that waits no longer than that is new: the nudge that came with it is on its way. So many of those asked about are looked up.
+_NEW_S, _MOST_ASKED = 0.05, 10
 #: Waiting tasks looked at together.
 PAGE = 200
 #: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
@@ -37,35 +39,46 @@ class Dispatcher:
         self._nudger = nudger
         self._offer = offer
         self._was_of_use = False
+        #: Whether the last pass found no room for more: then every end of a task makes some.
+        self._was_cut_short = False
         self._turn = threading.Lock()
-        self._asked = threading.Event()
-        #: When, on our own clock, a rate lets a task start that the last pass saw waiting for it.
+        self._asked: deque[str] = deque()
+        #: When, on our own clock, a pass is due though nobody asks.
         self._due_at: float | None = None
 
-    def answer(self, asked: Sequence[str]) -> None:
-        """Start everything that may start, whatever tasks one was asked about; see `orchestrate`."""
-        self.orchestrate(asked[0])
+    def answer_one(self, task_id: str) -> None:
+        """Do what `answer` does, asked because of one task."""
+        self.answer([task_id])
 
-    def orchestrate(self, task_id: str) -> None:
-        """Start everything that may start, now or, if a pass is under way, by the one that follows it; nobody waits for a pass."""
+    def answer(self, asked: Sequence[str]) -> None:
+        """Start what may start, now or, if a pass is under way, by the one that follows it; nobody waits for a pass.
+
+        One is asked because of tasks that are new, or that have ended and make room for others.
+        """
         fault("orchestrate.received")
-        self._asked.set()
-        while self._asked.is_set() and self._turn.acquire(blocking=False):
+        self._asked.extend(asked)
+        while self._asked and self._turn.acquire(blocking=False):
             try:
-                self._asked.clear()
-                self.run_pass()
+                self.run_pass([self._asked.popleft() for _ in range(len(self._asked))])
             finally:
                 self._turn.release()
 
     @property
     def is_due(self) -> bool:
-        """Whether a rate has become free since the last pass, so that another should run though nobody nudges."""
+        """Whether another pass should run though nobody asks: a rate has become free, or what was left to others still waits."""
         return self._due_at is not None and time.monotonic() >= self._due_at
 
-    def run_pass(self) -> int:
-        """Mark as dispatched what may start now, have it started, and return how many there were."""
+    def run_pass(self, asked: Sequence[str] = ()) -> int:
+        """Mark as dispatched what may start now, have it started, and return how many there were.
+
+        Who is asked because of tasks that have ended leaves what has just come to whoever is asked because of that.
+        """
         self._due_at = None
-        if not db.read(queries.is_anything_ready):
+        ready = db.read(partial(queries.ready, asked[-_MOST_ASKED:]))
+        if ready is None:
+            return 0
+        if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
+            self._due_at = time.monotonic() + _NEW_S
             return 0
         # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
         if not self._was_of_use and not db.read(self._is_needed):
@@ -108,6 +121,7 @@ class Dispatcher:
             yield walk.step()
             if walk.frees_at is not None:
                 self._due_at = time.monotonic() + max(0.0, walk.frees_at - walk.load.now)
+        self._was_cut_short = walk.load.room <= 0
 
 
 class Walk:

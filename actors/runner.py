@@ -105,8 +105,13 @@ class Runner:
         self._run_pass()
         self.fill()
 
+    def catch_up(self) -> None:
+        """Give free slots what was dispatched while none was free, if that is known."""
+        if self._is_behind:
+            self.fill()
+
     def fill(self) -> None:
-        """Give free slots what was dispatched while none was free."""
+        """Give free slots what was dispatched."""
         if not self._worker.free_slots:
             return
         waiting = db.read(lambda: queries.dispatched_count(self._worker.queues))

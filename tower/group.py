@@ -5,7 +5,9 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from tower.errors import Unavailable
@@ -87,49 +89,78 @@ class Gathering(Generic[Item, Result]):
     def __init__(self, work: Callable[[list[Item]], list[Result]], most: int = 100) -> None:
         self._work, self._most = work, most
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._serving: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="gathering")
+        #: The loop whose coroutines wait, and whether the thread works for it, or is about to.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_busy = False
+        #: What the thread has to do; None ends it.
+        self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
 
     async def do(self, item: Item) -> Result:
         """Return the result for this item; raise what `work` raises for it. Whoever is cancelled before his turn is left out."""
         loop = asyncio.get_running_loop()
+        if loop is not self._loop:  # nobody waits any more in the one before
+            self._loop, self._is_busy = loop, False
+            self._waiting.clear()
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
-        if self._serving is None or self._serving.done():
-            self._serving = loop.create_task(self._serve())
+        if not self._is_busy:
+            self._is_busy = True
+            loop.call_soon(self._serve, loop)  # once all have come that come now
         return await future
 
     async def stop(self) -> None:
         """Leave out whoever waits, and wait for the work under way."""
         for _, future in self._waiting:
             future.cancel()
-        if self._serving and not self._serving.done():
-            await asyncio.wait([self._serving])
+        if self._thread:
+            self._inbox.put(None)
+            await asyncio.to_thread(self._thread.join)
+            self._thread = None
 
-    async def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
-        while some := self._next():
-            also = list(self._waiting)
-            try:
-                outcomes = await loop.run_in_executor(self._thread, _outcomes, self._work, [item for item, _ in some])
-            except BaseException:  # of the loop, which ends: the work itself raises nothing here
-                for _, future in some:
-                    future.cancel()
-                raise
-            for (_, future), outcome in zip(some, outcomes, strict=True):
-                _settle(future, *outcome)
-            away = outcomes[-1][1]
-            if isinstance(away, Unavailable):  # whoever waited meanwhile has waited as long
-                for _, future in also:
-                    _settle(future, None, away)
-
-    def _next(self) -> list[tuple[Item, asyncio.Future[Result]]]:
-        some = list[tuple[Item, asyncio.Future[Result]]]()
-        while self._waiting and len(some) < self._most:
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the thread work for the next of those who wait."""
+        served = list[tuple[Item, asyncio.Future[Result]]]()
+        while self._waiting and len(served) < self._most:
             item, future = self._waiting.popleft()
             if not future.done():
-                some.append((item, future))
-        return some
+                served.append((item, future))
+        self._is_busy = bool(served)
+        if not served:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="gathering", daemon=True)
+            self._thread.start()
+        self._inbox.put(partial(self._work_for, loop, served, [future for _, future in self._waiting]))
+
+    def _run(self) -> None:
+        while work := self._inbox.get():
+            work()
+
+    def _work_for(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", others: "list[asyncio.Future[Result]]") -> None:
+        outcomes = _outcomes(self._work, [item for item, _ in served])
+        with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
+            loop.call_soon_threadsafe(self._tell, loop, served, others, outcomes)
+
+    def _tell(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        served: "_Served[Item, Result]",
+        others: "list[asyncio.Future[Result]]",
+        outcomes: "list[_Outcome[Result]]",
+    ) -> None:
+        for (_, future), outcome in zip(served, outcomes, strict=True):
+            _settle(future, *outcome)
+        away = outcomes[-1][1]
+        if isinstance(away, Unavailable):  # whoever waited meanwhile has waited as long
+            for future in others:
+                _settle(future, None, away)
+        if loop is self._loop:
+            self._serve(loop)
+
+
+_Served = list[tuple[Item, "asyncio.Future[Result]"]]
+_Outcome = tuple[Result | None, BaseException | None]
 
 
 def _settle(future: "asyncio.Future[Result]", result: Result | None, error: BaseException | None) -> None:
@@ -141,7 +172,7 @@ def _settle(future: "asyncio.Future[Result]", result: Result | None, error: Base
         future.set_exception(error)
 
 
-def _outcomes(work: Callable[[list[Item]], list[Result]], items: Sequence[Item]) -> list[tuple[Result | None, BaseException | None]]:
+def _outcomes(work: Callable[[list[Item]], list[Result]], items: Sequence[Item]) -> list[_Outcome[Result]]:
     """Return for each item its result or its error; a database that is away is waited for once."""
     try:
         results = work(list(items))
@@ -150,7 +181,7 @@ def _outcomes(work: Callable[[list[Item]], list[Result]], items: Sequence[Item])
         _let_go(error)
         if len(items) == 1 or isinstance(error, Unavailable) or not isinstance(error, Exception):
             return [(None, error)] * len(items)
-    found = list[tuple[Result | None, BaseException | None]]()
+    found = list[_Outcome[Result]]()
     while len(found) < len(items):
         alone = _outcomes(work, [items[len(found)]])
         found += alone

@@ -164,9 +164,19 @@ def dispatched_count(queues: Sequence[str]) -> int:
 _READY = f"status = '{QUEUED}' AND ready_at <= {{now}}"
 
 
-def is_anything_ready() -> bool:
-    """Whether a queued task's time has come."""
-    return bool(db.rows(f"SELECT 1 FROM task WHERE {_READY} LIMIT 1"))
+@dataclass(frozen=True)
+class Ready:
+    """That a queued task's time has come: how long the first of all waits, and whether it is one of those that were asked about."""
+
+    waits_s: float
+    is_asked: bool
+
+
+def ready(asked: Sequence[str] = ()) -> Ready | None:
+    """Return what is ready to start; None if nothing is."""
+    named = f"EXISTS (SELECT 1 FROM task WHERE {_READY} AND {db.among('id', asked)})" if asked else "false"
+    found = db.rows(f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {_READY} ORDER BY rank, id LIMIT 1", asked)
+    return Ready(found[0]["waits"], bool(found[0]["asked"])) if found else None
 
 
 def is_anything_to_do(queues: Sequence[str]) -> bool:

@@ -120,22 +120,40 @@ def test_nudges_that_arrive_together_are_answered_by_one_pass(dispatcher: Dispat
 
     passes, inside, go_on = [], threading.Event(), threading.Event()
 
-    def slow_pass() -> int:
+    def slow_pass(asked: list[str]) -> int:
         passes.append(1)
         inside.set()
         go_on.wait(10)
         return 0
 
     monkeypatch.setattr(dispatcher, "run_pass", slow_pass)
-    first = threading.Thread(target=dispatcher.orchestrate, args=("x",))
+    first = threading.Thread(target=dispatcher.answer_one, args=("x",))
     first.start()
     inside.wait(10)
     for _ in range(7):
-        dispatcher.orchestrate("x")
+        dispatcher.answer_one("x")
     assert len(passes) == 1
     go_on.set()
     first.join(10)
     assert len(passes) == 2
+
+
+def test_who_is_asked_after_an_end_leaves_what_is_new_to_its_own_nudge(dispatcher: Dispatcher) -> None:
+    """But not for long, and not when there was no room the last time: then every end counts."""
+    r.add_worker(slots=4)
+    ended, new = r.running("w1"), r.insert()
+    dispatcher.answer_one(ended.id)
+    assert r.row(new)["status"] == QUEUED
+    wait_for("the pass that nobody asks for", lambda: dispatcher.is_due)
+    dispatcher.answer_one(ended.id)
+    assert r.row(new)["status"] == DISPATCHED
+
+    more = [r.insert() for _ in range(4)]
+    dispatcher.answer_one(more[0])
+    assert [r.row(task_id)["status"] for task_id in more] == [DISPATCHED] * 3 + [QUEUED]
+    db.unit(lambda: lifecycle.finish(ended, Outcome(SUCCEEDED), new_id()))
+    dispatcher.answer_one(ended.id)
+    assert r.row(more[3])["status"] == DISPATCHED
 
 
 def set_rule(kind: str, name: str, **changes: Any) -> None:
