@@ -131,7 +131,7 @@ class Crew(Middleware):
         self._runner = Runner(
             self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace, lambda: self._tracer.lag_s
         )
-        self._worker.start(self._runner.look, lambda: self._dispatcher.is_due, self._runner.abandon)
+        self._worker.start(self._runner.look, lambda: self._dispatcher.due_s, self._runner.abandon)
         self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, partial(self._decide, self._runner), _DECIDE_S)}
         if write_trace:
             self._tracer.follow_power_cut()

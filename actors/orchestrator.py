@@ -1,6 +1,7 @@
 """The orchestrator actor: decides, alone and in order, which tasks may start, and nudges their handler actors."""
 
 import json
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -64,9 +65,10 @@ class Dispatcher:
                 self._turn.release()
 
     @property
-    def is_due(self) -> bool:
-        """Whether another pass should run though nobody asks: a rate has become free, or what was left to others still waits."""
-        return self._due_at is not None and time.monotonic() >= self._due_at
+    def due_s(self) -> float:
+        """In how many seconds another pass should run though nobody asks: a rate becomes free, or what was left to others still waits."""
+        due_at = self._due_at
+        return math.inf if due_at is None else due_at - time.monotonic()
 
     def run_pass(self, asked: Sequence[str] = ()) -> int:
         """Mark as dispatched what may start now, have it started, and return how many there were.

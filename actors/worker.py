@@ -20,7 +20,8 @@ from tower.host import hostname, lease_time, this_process
 from tower.models import Worker, new_id
 from tower.settings import Settings
 
-_TICK_S = 0.1
+#: How often the pulse looks at what runs, and, when nothing does, at the time.
+_TICK_S, _IDLE_TICK_S = 0.1, 0.25
 _FLUSH_S = 1.0
 _ROW_S = 5.0
 _LOOK_S = 2.0
@@ -49,15 +50,15 @@ class WorkerProcess:
         self.guard = Guard(embedded=settings.embedded, when_lost=partial(self._stop_all, UNGUARDED))
         self._lifeline: int | None = None
 
-    def start(self, look: Callable[[], None], is_due: Callable[[], bool], abandon: Callable[[Attempt], None]) -> None:
+    def start(self, look: Callable[[], None], due_s: Callable[[], float], abandon: Callable[[Attempt], None]) -> None:
         """Start the pulse, which makes the worker known.
 
-        `look` is called when slots are free and no nudge comes, or when `is_due` says that it is time; `abandon` for an attempt whose
+        `look` is called when slots are free and no nudge comes, or in so many seconds as `due_s` says; `abandon` for an attempt whose
         handler ignores its end.
         """
         self._lifeline = lifeline.hold(lifeline.folder(self._settings.run_dir), self.id)
         self.guard.start(self._lifeline)
-        self._pulse = threading.Thread(target=self._run_pulse, args=(look, is_due, abandon), name="pulse", daemon=True)
+        self._pulse = threading.Thread(target=self._run_pulse, args=(look, due_s, abandon), name="pulse", daemon=True)
         self._pulse.start()
         _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
 
@@ -136,9 +137,9 @@ class WorkerProcess:
         with self._lock:
             return list(self._attempts.values())
 
-    def _run_pulse(self, look: Callable[[], None], is_due: Callable[[], bool], abandon: Callable[[Attempt], None]) -> None:
+    def _run_pulse(self, look: Callable[[], None], due_s: Callable[[], float], abandon: Callable[[Attempt], None]) -> None:
         next_beat = next_flush = next_row = next_look = 0.0
-        while not self._stopping.wait(_TICK_S) or self._busy:
+        while not self._stopping.wait(max(0.0, min(_TICK_S if self._busy else _IDLE_TICK_S, due_s()))) or self._busy:
             if self._stopping.is_set():
                 time.sleep(_TICK_S)
             now = time.monotonic()
@@ -158,7 +159,7 @@ class WorkerProcess:
                     next_look = now + _LOOK_S
                     if self._something_waits():
                         look()
-                elif is_due() and not self._stopping.is_set():
+                elif due_s() <= 0 and not self._stopping.is_set():
                     look()
             except Unavailable:
                 pass  # `db` has said so

@@ -36,6 +36,8 @@ _MESSAGES, _DEAD = ".msgs", ".XQ"
 #: For how long a broker that failed is not asked again, and how long it may take to answer: a request waits no longer for it.
 _PAUSE_S = 2.0
 _SOCKET_S = 1.0
+#: How long a consumer waits inside Redis for a message, before it looks whether it should end.
+_WAIT_S = 1.0
 #: Seconds between two nudges of which each says the same.
 _PACE_S = 0.02
 #: How long a consumer waits whose worker has no room; a slot that becomes free goes on with the next task at once.
@@ -60,13 +62,19 @@ def open_broker(settings: Settings) -> dramatiq.Broker:
         broker: dramatiq.Broker = _EmbeddedBroker()
     else:
         # One try and short limits: a message is only a nudge, so no request waits long for a broker that is down.
-        broker = _WakingRedisBroker(client=_client(settings.redis_url), namespace=_NAMESPACE, middleware=[], dead_message_ttl=3_600_000)
+        broker = _WakingRedisBroker(
+            client=_client(settings.redis_url),
+            waiting=_client(settings.redis_url, _WAIT_S + _SOCKET_S),
+            namespace=_NAMESPACE,
+            middleware=[],
+            dead_message_ttl=3_600_000,
+        )
     dramatiq.set_broker(broker)
     return broker
 
 
-def _client(url: str) -> redis.Redis:
-    limits = {"socket_connect_timeout": 1, "socket_timeout": _SOCKET_S, "health_check_interval": 15}
+def _client(url: str, socket_s: float = _SOCKET_S) -> redis.Redis:
+    limits = {"socket_connect_timeout": 1, "socket_timeout": socket_s, "health_check_interval": 15}
     return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **limits)
 
 
@@ -113,7 +121,7 @@ class _WakingConsumer(_RedisConsumer):
         if not self.message_cache:
             key = f"{self.broker.namespace}:{self.queue_name}"
             try:
-                found = self.broker.client.blmove(key, key, min(self.timeout / 1000, _SOCKET_S / 2), "LEFT", "LEFT")
+                found = self.broker.waiting.blmove(key, key, _WAIT_S, "LEFT", "LEFT")
                 if not found and time.monotonic() < self._asks_at:
                     return None
                 self._asks_at = time.monotonic() + _ALIVE_S
@@ -150,8 +158,10 @@ class _WakingRedisBroker(RedisBroker):
 
     consumer_class = _WakingConsumer
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, waiting: redis.Redis, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
+        #: For commands that wait.
+        self.waiting = waiting
         self.outage = _outage()
         #: Queues whose messages are of use only to a process with room for a task, and whether this one has some.
         self.room: dict[str, Callable[[], bool]] = {}

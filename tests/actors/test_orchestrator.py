@@ -144,7 +144,7 @@ def test_who_is_asked_after_an_end_leaves_what_is_new_to_its_own_nudge(dispatche
     ended, new = r.running("w1"), r.insert()
     dispatcher.answer_one(ended.id)
     assert r.row(new)["status"] == QUEUED
-    wait_for("the pass that nobody asks for", lambda: dispatcher.is_due)
+    wait_for("the pass that nobody asks for", lambda: dispatcher.due_s <= 0)
     dispatcher.answer_one(ended.id)
     assert r.row(new)["status"] == DISPATCHED
 
@@ -216,10 +216,10 @@ def test_a_rate_lets_no_more_start_than_its_window_allows(dispatcher: Dispatcher
     assert r.row(other)["status"] == DISPATCHED
     db.unit(lambda: TaskStart.update(at=TaskStart.at - 300).execute())
     assert dispatcher.run_pass() == 0
-    assert not dispatcher.is_due
+    assert dispatcher.due_s > 0
     later = time.monotonic() + 301
     monkeypatch.setattr("actors.orchestrator.time.monotonic", lambda: later)
-    assert dispatcher.is_due
+    assert dispatcher.due_s <= 0
 
     db.unit(lambda: TaskStart.update(at=TaskStart.at - 300).execute())
     assert dispatcher.run_pass() == 2
