@@ -36,7 +36,7 @@ _MESSAGES, _DEAD = ".msgs", ".XQ"
 #: For how long a broker that failed is not asked again, and how long it may take to answer: a request waits no longer for it.
 _PAUSE_S = 2.0
 _SOCKET_S = 1.0
-#: How long a consumer waits inside Redis for a message, before it looks whether it should end.
+#: How long a consumer waits inside Redis for a message at most, before it looks whether it should end.
 _WAIT_S = 1.0
 #: Seconds between two nudges of which each says the same.
 _PACE_S = 0.02
@@ -121,7 +121,7 @@ class _WakingConsumer(_RedisConsumer):
         if not self.message_cache:
             key = f"{self.broker.namespace}:{self.queue_name}"
             try:
-                found = self.broker.waiting.blmove(key, key, _WAIT_S, "LEFT", "LEFT")
+                found = self.broker.waiting.blmove(key, key, min(self.timeout / 1000, _WAIT_S), "LEFT", "LEFT")
                 if not found and time.monotonic() < self._asks_at:
                     return None
                 self._asks_at = time.monotonic() + _ALIVE_S

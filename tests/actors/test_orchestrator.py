@@ -1,5 +1,6 @@
 """The passes of the orchestrator actor, on both databases."""
 
+import math
 import random
 import threading
 import time
@@ -344,7 +345,7 @@ def test_a_worker_looks_when_a_rate_has_become_free(rows: Settings, nudges: r.Nu
     monkeypatch.setattr("actors.worker._LOOK_S", 1e9)
     worker = WorkerProcess(rows, nudges, slots=1, queues=["default"])  # type: ignore[arg-type]
     looked, due = threading.Event(), threading.Event()
-    worker.start(looked.set, due.is_set, lambda attempt: None)
+    worker.start(looked.set, lambda: 0.0 if due.is_set() else math.inf, lambda attempt: None)
     try:
         wait_for("its row", lambda: bool(db.read(lambda: queries.live_workers(30))))
         assert not looked.is_set()
