@@ -84,11 +84,15 @@ def task(visit: Visit) -> dict[str, Any]:
 
 def _relatives(visit: Visit, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the tasks of the same tree, and those that repeat it or that it repeats, oldest first, as far as whoever looks may see them."""
-    same = (Task.correlation_id == row["correlation_id"]) | (Task.retry_of == row["id"])
+    same = [Task.correlation_id == row["correlation_id"], Task.retry_of == row["id"]]
     if row["retry_of"]:
-        same |= Task.id == row["retry_of"]
-    conditions = [same, Task.id != row["id"], *queries.conditions(visit.within)]
-    yield from queries.slim(Task.select(*queries.SLIM).where(*conditions).order_by(Task.id).limit(_RELATIVES))
+        same.append(Task.id == row["retry_of"])
+    others = [Task.id != row["id"], *queries.conditions(visit.within)]
+    found: dict[str, dict[str, Any]] = {}
+    for condition in same:  # one by one: for any of them at once, no index would be looked up
+        some = queries.slim(Task.select(*queries.SLIM).where(condition, *others).order_by(Task.id).limit(_RELATIVES))
+        found |= {one["id"]: one for one in some}
+    yield from [found[task_id] for task_id in sorted(found)][:_RELATIVES]
 
 
 def _shown(value: Any) -> dict[str, Any]:
