@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from tower import db, moves
@@ -121,12 +122,13 @@ def is_one_insert(tasks: Sequence[NewTask]) -> bool:
 
 
 def _row(task: NewTask) -> dict[str, Any]:
-    return {**vars(task), "labels": json.dumps(task.labels, ensure_ascii=False), "lane": _lane(task)}
+    restricted = (task.queue, task.type, task.concurrency_key, task.concurrency_limit, task.rate_key, task.rate_limit, task.rate_per_s)
+    return {**vars(task), "labels": json.dumps(task.labels, ensure_ascii=False) if task.labels else "{}", "lane": _lane(*restricted)}
 
 
-def _lane(task: NewTask) -> str:
+@lru_cache(maxsize=1000, typed=True)
+def _lane(*restricted: str | float | None) -> str:
     """Return the lane of a task: a digest of all that restricts its start."""
-    restricted = [task.queue, task.type, task.concurrency_key, task.concurrency_limit, task.rate_key, task.rate_limit, task.rate_per_s]
     return hashlib.sha256(json.dumps(restricted).encode()).hexdigest()[:32]
 
 

@@ -7,7 +7,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -89,7 +89,7 @@ def attempts(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return every attempt with its worker, times and end, as the events tell them."""
     made: dict[int, dict[str, Any]] = {}
     for event in events:
-        number, data = event["attempt"], json.loads(event["data"])
+        number, data = event["attempt"], _told(event["data"])
         if event["kind"] == "started":
             made[number] = {
                 "attempt": number,
@@ -148,8 +148,14 @@ def artifact_parts(task_id: str, name: str, count: int) -> Iterator[bytes]:
         yield db.read(partial(queries.artifact_part, task_id, name, part))
 
 
+@lru_cache(maxsize=100)
+def _told(data: str) -> Mapping[str, Any]:
+    """Return the data of an event; most events have none, or name the same worker."""
+    return dict(json.loads(data))
+
+
 def _event_line(event: dict[str, Any]) -> str:
-    data = {name: value for name, value in json.loads(event["data"]).items() if value is not None}
+    data = {name: value for name, value in _told(event["data"]).items() if value is not None}
     told = "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in data.items())
     return log_line(event["at"], event["attempt"], f"── {event['kind']}{told}")
 
