@@ -24,6 +24,8 @@ class Look:
     dispatched: bool
     untraced: bool
     old_starts: bool
+    #: In how many seconds the next task may start, or may start no more; None if none is known.
+    next_s: float | None
 
 
 _WAITING = f"status IN ('{QUEUED}', '{DISPATCHED}') AND expires_at IS NOT NULL"
@@ -34,27 +36,23 @@ _DUE = {
     "untraced": "SELECT 1 FROM task WHERE traced_seq < seq AND trace_due_at <= {now}",
     "old_starts": f"SELECT 1 FROM task_start WHERE at < {{now}} - {MAX_WINDOW_S}",
 }
+_NEXT_DUE = f"""
+SELECT MIN(at) - {{now}} AS wait FROM (
+    SELECT MIN(ready_at) AS at FROM task WHERE status = '{QUEUED}' AND ready_at > 0 AND ready_at > {{now}}
+    UNION ALL SELECT MIN(expires_at) FROM task WHERE {_WAITING} AND expires_at > {{now}}
+) AS due"""
 _LOOK = (
     f"""
     SELECT task.id, attempt, beat, worker_id, pid, pid_space, pid_started, host
     FROM task LEFT JOIN worker ON worker.id = worker_id WHERE status = '{RUNNING}'""",
     "SELECT * FROM worker",
     f"SELECT {', '.join(f'EXISTS ({found}) AS {name}' for name, found in _DUE.items())}",
+    _NEXT_DUE,
 )
-_NEXT_DUE = f"""
-SELECT MIN(at) - {{now}} AS wait FROM (
-    SELECT MIN(ready_at) AS at FROM task WHERE status = '{QUEUED}' AND ready_at > 0 AND ready_at > {{now}}
-    UNION ALL SELECT MIN(expires_at) FROM task WHERE {_WAITING} AND expires_at > {{now}}
-) AS due"""
 
 
 def look() -> Look:
     """Look at what a pass of the sweep may have to do."""
-    at, (now, (running, workers, (due,))) = db.read(lambda: (time.monotonic(), db.several(_LOOK)))
-    return Look(now, now - at, running, workers, **{name: bool(is_any) for name, is_any in due.items()})
-
-
-def next_s() -> float | None:
-    """Return in how many seconds the next task may start, or may start no more; None if none is known. Runs inside `db.read`."""
-    wait = db.rows(_NEXT_DUE)[0]["wait"]
-    return None if wait is None else float(wait)
+    at, (now, (running, workers, (due,), (following,))) = db.read(lambda: (time.monotonic(), db.several(_LOOK)))
+    is_due = {name: bool(is_any) for name, is_any in due.items()}
+    return Look(now, now - at, running, workers, **is_due, next_s=following["wait"])

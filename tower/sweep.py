@@ -73,8 +73,7 @@ class Sweep:
         pause = 0.0
         while not self._is_stopped(pause):
             try:
-                self.run_once()
-                pause = min(self._settings.sweep_s * random.uniform(0.8, 1.2), self._next_due())
+                pause = min(self._settings.sweep_s * random.uniform(0.8, 1.2), self.run_once())
             except Unavailable:  # `db` has said so
                 pause = self._settings.sweep_s
             except Exception:
@@ -92,8 +91,11 @@ class Sweep:
                 return False
         return True
 
-    def run_once(self) -> None:
-        """Do one pass: take back lost leases, end what is late, re-send nudges, ask for traces, forget what is over or long past."""
+    def run_once(self) -> float:
+        """Do one pass: take back lost leases, end what is late, re-send nudges, ask for traces, forget what is over or long past.
+
+        Returns the seconds until the next task may start or may start no more, so that both are kept to the moment.
+        """
         steps: tuple[Callable[[Look], bool], ...] = (
             self._take_back,
             self._give_up_late,
@@ -112,6 +114,7 @@ class Sweep:
                 look = due.look()
         if self._retention:
             self._retention.run_if_due()
+        return math.inf if look.next_s is None else max(0.05, look.next_s + 0.01)
 
     # Each step says whether it changed something, so that those after it look anew.
 
@@ -205,11 +208,6 @@ class Sweep:
                 self._write_trace(task_id)
             self._trace_limit = _LIMIT if sent else _WRITTEN if self._write_trace else _UNWRITTEN
         return False
-
-    def _next_due(self) -> float:
-        """Return the seconds until the next task may start or may start no more, so that both are kept to the moment."""
-        wait = db.read(due.next_s)
-        return self._settings.sweep_s * 2 if wait is None else max(0.05, wait + 0.01)
 
     def _forget_starts(self, look: Look) -> bool:
         """Delete starts that no window reaches back to any more."""
