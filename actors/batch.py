@@ -14,16 +14,16 @@ from tower.lifecycle import Outcome
 
 #: A type is quick if its handler took less than this lately, and how much the last time counts beside those before.
 _QUICK_S, _WEIGHT = 0.002, 0.2
-#: How often a batch is looked at: a task that is seen twice has the others taken away from behind it.
+#: How often batches are looked at: one that is seen twice has all but the task under way taken away.
 _LOOK_S = 0.02
 
 
 @dataclass(frozen=True)
 class Done:
-    """An attempt whose handler has ended, and how; nobody has recorded it yet."""
+    """An attempt whose handler has ended, and how, None if it was not called; nobody has recorded it yet."""
 
     attempt: Attempt
-    outcome: Outcome
+    outcome: Outcome | None
 
 
 class Batch:
@@ -32,8 +32,6 @@ class Batch:
     def __init__(self, claims: Iterable[Claim], leased_at: float, done: Iterable[Done] = ()) -> None:
         #: The time, on the leases' clock, before they were claimed.
         self.leased_at = leased_at
-        #: The number of the task under way.
-        self.turn = 0
         self._waiting = deque(claims)
         self._done = list(done)
         self.slots = len(self._waiting) + len(self._done)
@@ -47,10 +45,9 @@ class Batch:
     def next(self) -> Claim | None:
         """Return the next task to run; None after the last."""
         with self._lock:
-            self.turn += 1
             return self._waiting.popleft() if self._waiting else None
 
-    def end(self, attempt: Attempt, outcome: Outcome) -> None:
+    def end(self, attempt: Attempt, outcome: Outcome | None) -> None:
         """Note how the task under way ended."""
         with self._lock:
             self._done.append(Done(attempt, outcome))
@@ -100,7 +97,8 @@ class Watch:
     def __init__(self, run: Callable[[Batch], None]) -> None:
         #: Runs a batch in a thread of its own.
         self._run = run
-        self._turns: dict[Batch, int] = {}
+        #: The batches under way, and whether each was seen before.
+        self._seen: dict[Batch, bool] = {}
         self._change = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -110,27 +108,28 @@ class Watch:
         if not batch.has_company:
             yield
             return
-        with self._change:
-            self._turns[batch] = -1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
-                self._thread.start()
-            elif len(self._turns) == 1:
-                self._change.notify()
         try:
+            with self._change:
+                self._seen[batch] = False
+                if self._thread is None:
+                    thread = threading.Thread(target=self._look, name="watch", daemon=True)
+                    thread.start()
+                    self._thread = thread
+                elif len(self._seen) == 1:
+                    self._change.notify()
             yield
         finally:
             with self._change:
-                del self._turns[batch]
+                self._seen.pop(batch, None)
 
     def _look(self) -> None:
         while True:
             with self._change:
-                while not self._turns:
+                while not self._seen:
                     self._change.wait()
-                stuck = [batch for batch, turn in self._turns.items() if turn == batch.turn]
-                self._turns = {batch: batch.turn for batch in self._turns}
-            for batch in stuck:
+                old = [batch for batch, was_seen in self._seen.items() if was_seen]
+                self._seen = {batch: True for batch in self._seen if batch not in old}
+            for batch in old:
                 for other in batch.split():
                     self._run(other)
             time.sleep(_LOOK_S)

@@ -65,9 +65,7 @@ class Crew(Middleware):
         self._tracer.trace(task_id)
 
     def _declare(self, broker: dramatiq.Broker) -> None:
-        _actor(
-            broker, partial(self._do, ORCHESTRATE, lambda task_id: self._dispatcher.answer([task_id])), ORCHESTRATE, "orchestrator", _DECIDE
-        )
+        _actor(broker, partial(self._do, ORCHESTRATE, self._dispatcher.answer_one), ORCHESTRATE, "orchestrator", _DECIDE)
         _actor(broker, partial(self._do, TRACE, self._tracer.trace), TRACE, TRACE_QUEUE, _TRACE)
         for kind in self._registry:
             _actor(broker, partial(self._handle, handler_actor(kind.name)), handler_actor(kind.name), kind.queue, _HANDLE)
@@ -88,7 +86,7 @@ class Crew(Middleware):
 
     def _decide(self, runner: Runner, asked: Sequence[str]) -> None:
         self._dispatcher.answer(asked)
-        runner.catch_up()
+        runner.fill()
 
     def _offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
         return nudges if self._runner is None or self._is_leaving else self._runner.offer(nudges)

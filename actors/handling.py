@@ -1,6 +1,7 @@
 """Calls the handler of an attempt, and says how it ended."""
 
 import json
+import logging
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from actors.attempt import CANCEL, SILENCE, TIMEOUT, Attempt
-from tower import db, jsontext, leases, lifecycle
+from tower import db, jsontext, leases, lifecycle, log
 from tower.errors import InvalidTask, Unavailable
 from tower.faults import fault
 from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
@@ -20,10 +21,16 @@ from tower.settings import Settings
 #: Characters kept of an error's message, and of each of its details.
 _MESSAGE, _DETAIL = 2000, 4000
 
+_log = logging.getLogger(__name__)
+
 
 def perform(attempt: Attempt, registry: Registry, settings: Settings) -> Outcome:
     """Run an attempt to its end and keep the files that it left; it never raises."""
-    return _keep_artifacts(attempt, _call(attempt, registry, settings), settings)
+    try:
+        return _keep_artifacts(attempt, _call(attempt, registry, settings), settings)
+    except BaseException as error:  # of a failure that cannot be told as it is, or files that no database takes
+        _log.exception("how an attempt ended cannot be told", extra=log.context(attempt.id, attempt.attempt))
+        return _failed("handler_error", f"{type(error).__name__}: how it ended cannot be told; the worker's log has more.")
 
 
 def given_up(attempt: Attempt) -> Outcome:
@@ -103,7 +110,7 @@ def _parts(path: Path) -> Iterator[bytes]:
 def _failed(
     code: str, message: str, *, details: dict[str, object] | None = None, may_retry: bool = True, retry_after_s: float | None = None
 ) -> Outcome:
-    error = {**_plain(details or {}), "code": code, "message": _storable(message, _MESSAGE)}
+    error = {**_plain(details or {}), "code": code, "message": _storable(str(message), _MESSAGE)}
     return Outcome(FAILED, error=error, may_retry=may_retry, retry_after_s=retry_after_s)
 
 

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -34,6 +35,9 @@ _HANDED_BACK = {
     LEASE_LOST: "its worker could not renew its lease",
     UNGUARDED: "its worker could not guard its processes",
 }
+
+#: Stands for the status of an attempt of which it was told already that it could not be recorded.
+_TOLD = ""
 
 _log = logging.getLogger(__name__)
 
@@ -105,17 +109,14 @@ class Runner:
         self._run_pass()
         self.fill()
 
-    def catch_up(self) -> None:
-        """Give free slots what was dispatched while none was free, if that is known."""
-        if self._is_behind:
-            self.fill()
-
     def fill(self) -> None:
-        """Give free slots what was dispatched."""
+        """Give free slots what was dispatched, for them or while none was free."""
         if not self._worker.free_slots:
             return
         waiting = db.read(lambda: queries.dispatched_count(self._worker.queues))
         slots = self._worker.take_slots(waiting)
+        if slots < waiting:
+            self._is_behind = True
         if slots:
             self._start(slots)
 
@@ -132,7 +133,11 @@ class Runner:
             self.fill()
 
     def _begin(self, batch: Batch) -> None:
-        self._threads.run(partial(self._use, batch))
+        try:
+            self._threads.run(partial(self._use, batch))
+        except RuntimeError as error:  # the system has no more threads
+            _log.error("%s: tasks that were claimed wait for the end of their leases", error)
+            self._worker.give_slots(batch.slots)
 
     def _use(self, batch: Batch) -> None:
         """Run a batch and what is claimed with its slots after it, until there is no more."""
@@ -156,7 +161,8 @@ class Runner:
             if last and not answer.claims and self._late_s > 0 and not self._worker.stopping:
                 self._ask_for_more(last)
                 time.sleep(min(self._late_s, _PAUSE_S))
-                answer = self._desk.do(_Round(takes=batch.slots))
+                if not self._worker.stopping:
+                    answer = self._desk.do(_Round(takes=batch.slots))
         finally:
             self._worker.give_slots(batch.slots - len(answer.claims))
             # Only now: it looks for what found no slot while these were not free.
@@ -169,11 +175,8 @@ class Runner:
             while claim := batch.next():
                 with Attempt(claim, self._settings, self._worker.guard) as attempt:
                     self._worker.add(attempt, batch.leased_at)
-                    try:
-                        batch.end(attempt, self._timed(attempt))
-                    except BaseException:  # no handler's, so a mistake of ours: the lease must end, so that it runs again
-                        self._worker.remove(attempt)
-                        raise
+                    goes_on = not self._worker.stopping and attempt.stop_reason not in _HANDED_BACK
+                    batch.end(attempt, self._timed(attempt) if goes_on else None)
             return batch.take_done()
 
     def _timed(self, attempt: Attempt) -> Outcome:
@@ -205,26 +208,34 @@ class Runner:
 
     def _record(self, done: Sequence[Done], takes: int = 0) -> _Answer:
         """Record the ends of attempts, patiently, since while their leases last nobody else will, and take so many tasks."""
-        back = [one for one in done if one.attempt.stop_reason in _HANDED_BACK and one.outcome.status != SUCCEEDED]
+        back = list(filter(_is_handed_back, done))
         ended = [one for one in done if one not in back]
         answer = _Answer()
         try:
-            answer = self._written(ended, takes)
-            for one, status in zip(ended, answer.statuses, strict=True):
+            with self._patience(ended):
+                answer = self._written(ended, takes)
+            for one, status in zip(ended, answer.statuses, strict=False):  # none, if the database was away for too long
                 self._conclude(one, status)
             for one in back:
-                self._conclude(one, self._hand_back(one))
-        except Unavailable as error:
-            for one in done:
-                claim = one.attempt.claim
-                _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
+                with self._patience([one]):
+                    self._conclude(one, self._hand_back(one))
         finally:
             for one in done:
                 self._worker.remove(one.attempt)
         return answer
 
+    @contextmanager
+    def _patience(self, done: Sequence[Done]) -> Iterator[None]:
+        """Say of tasks what becomes of them if their end could not be recorded."""
+        try:
+            yield
+        except Unavailable as error:
+            for one in done:
+                claim = one.attempt.claim
+                _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
+
     def _written(self, done: Sequence[Done], takes: int) -> _Answer:
-        endings = [Ending(one.attempt.claim, one.outcome, new_id(), one.attempt.take_tail()) for one in done]
+        endings = [Ending(one.attempt.claim, one.outcome, new_id(), one.attempt.take_tail()) for one in done if one.outcome]
         if not endings and not takes:
             return _Answer()
         try:
@@ -242,19 +253,20 @@ class Runner:
             return self._desk.do(_Round([ending])).statuses[0]
         except Exception:
             _log.exception("the end could not be recorded", extra=log.context(ending.claim.id, ending.claim.attempt))
-            return None
+            return _TOLD
 
     def _conclude(self, done: Done, status: str | None) -> None:
         claim = done.attempt.claim
         if status is None:
             _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
-        elif not self._nudger.send(TRACE, claim.id) and self._write_trace:
+        elif status != _TOLD and not self._nudger.send(TRACE, claim.id) and self._write_trace:
             self._write_trace(claim.id)
 
     def _hand_back(self, done: Done) -> str | None:
         claim, token, tail = done.attempt.claim, new_id(), done.attempt.take_tail()
         fault("finish.before")
-        end = partial(lifecycle.release, claim, _HANDED_BACK[str(done.attempt.stop_reason)], token, tail)
+        reason = _HANDED_BACK.get(done.attempt.stop_reason or SHUTDOWN, _HANDED_BACK[SHUTDOWN])
+        end = partial(lifecycle.release, claim, reason, token, tail, has_run=done.outcome is not None)
         status = db.unit(end, patience_s=self._settings.lease_s, recognise=partial(lifecycle.finished, claim.id, token))
         fault("finish.after_commit")
         return status
@@ -274,6 +286,7 @@ class Runner:
             claims = lifecycle.claimed(token)
             return (statuses, claims) if claims or any(statuses) else None
 
+        was_behind = False
         if endings:
             fault("finish.before")
         if takes:
@@ -281,8 +294,12 @@ class Runner:
             was_behind, self._is_behind = self._is_behind, False  # before we look: who finds no slot after that says so again
         # Both together take two statements, and one commit.
         is_one = not endings or (not takes and all(ending.is_plain for ending in endings))
-        statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one)
-        if takes and len(claims) == takes:
+        try:
+            statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one)
+        except BaseException:
+            self._is_behind = self._is_behind or was_behind
+            raise
+        if len(claims) == takes:
             self._is_behind = self._is_behind or was_behind
         if endings:
             fault("finish.after_commit")
@@ -299,3 +316,8 @@ class Runner:
             self.look()
         except Unavailable as error:
             _log.warning("%s The sweep asks again.", error.message)
+
+
+def _is_handed_back(done: Done) -> bool:
+    """Whether a task has to run again because of its worker, and not of what its handler did."""
+    return done.outcome is None or (done.attempt.stop_reason in _HANDED_BACK and done.outcome.status != SUCCEEDED)

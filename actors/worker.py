@@ -103,11 +103,12 @@ class WorkerProcess:
 
     def take_slots(self, wanted: int) -> int:
         """Take so many slots, or those that are free; return how many."""
-        self._last_nudge = time.monotonic()
         with self._lock:
             taken = max(0, min(wanted, self.free_slots))
             self._busy += taken
-            return taken
+        if taken:
+            self._last_nudge = time.monotonic()
+        return taken
 
     def give_slots(self, count: int) -> None:
         """Give slots back."""

@@ -25,7 +25,7 @@ from tower.settings import Settings, load
 ROOT = Path(__file__).parent.parent
 PROGRAMS = Path(sys.executable).parent
 #: Worker processes of the services, and slots of each.
-WORKERS, SLOTS = 2, 8
+WORKERS, SLOTS = 1, 16
 _ENDING = "SELECT COUNT(*) FROM task WHERE status IN ('queued', 'dispatched', 'running')"
 _TRACING = "SELECT COUNT(*) FROM task WHERE traced_seq < seq"
 PAYLOAD = {"text": "x" * 1000}
@@ -66,7 +66,7 @@ class Stack:
         if self.mode == "services":
             self._start("workers", [str(PROGRAMS / "dramatiq"), "tower.actors", "--processes", str(WORKERS), "--threads", str(SLOTS)])
         self.client = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
-        slots = WORKERS * SLOTS if self.mode == "services" else SLOTS
+        slots = WORKERS * SLOTS if self.mode == "services" else self.settings.slots
         wait_for("the slots", lambda: self._slots() >= slots, 60)
         db.open_database(self.settings)
         return self

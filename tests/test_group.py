@@ -186,6 +186,47 @@ def test_a_gathering_serves_one_loop_after_the_other() -> None:
     assert asyncio.run(gathering.do(2)) == 2
 
 
+def test_whoever_comes_while_a_gathering_stops_is_served_after_all() -> None:
+    """By a thread of its own."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    def work(items: list[int]) -> list[int]:
+        busy.set()
+        assert go_on.wait(10)
+        return items
+
+    async def ask() -> list[int]:
+        gathering = Gathering(work)
+        first = asyncio.create_task(gathering.do(1))
+        await asyncio.to_thread(busy.wait, 10)
+        stopping = asyncio.create_task(gathering.stop())
+        await asyncio.sleep(0)
+        late = asyncio.create_task(gathering.do(2))
+        await asyncio.sleep(0)
+        go_on.set()
+        await stopping
+        return [await first, await asyncio.wait_for(late, 10), await asyncio.wait_for(gathering.do(3), 10)]
+
+    assert asyncio.run(ask()) == [1, 2, 3]
+
+
+def test_a_system_without_threads_is_told_and_can_be_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for ever for a thread that was never started."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def ask() -> int:
+        gathering: Gathering[int, int] = Gathering(lambda items: items)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="new thread"):
+                await asyncio.wait_for(gathering.do(1), 10)
+        return await asyncio.wait_for(gathering.do(2), 10)
+
+    assert asyncio.run(ask()) == 2
+
+
 @pytest.mark.parametrize("do", [lambda work: Group(work).do(1), lambda work: asyncio.run(Gathering(work).do(1))], ids=["threads", "loop"])
 def test_an_error_keeps_nothing_alive(do: Callable[[Callable[[list[int]], list[int]]], int]) -> None:
     """A connection that it met would stay open, and SQLite would go on taking its file for read-only."""

@@ -114,7 +114,7 @@ class _WakingConsumer(_RedisConsumer):
 
     def __next__(self) -> Any:
         has_room = self.broker.room.get(self.queue_name)
-        most = 1 if has_room else self.prefetch - self.outstanding_message_count
+        most = min(self.prefetch - self.outstanding_message_count, 1 if has_room else self.prefetch)
         if not self.message_cache and (most <= 0 or (has_room and not has_room())):
             time.sleep(_FULL_S)
             return None
@@ -124,6 +124,8 @@ class _WakingConsumer(_RedisConsumer):
                 found = self.broker.waiting.blmove(key, key, min(self.timeout / 1000, _WAIT_S), "LEFT", "LEFT")
                 if not found and time.monotonic() < self._asks_at:
                     return None
+                if has_room and not has_room():
+                    return None  # it filled up meanwhile, so the message is for somebody else
                 self._asks_at = time.monotonic() + _ALIVE_S
                 self.message_cache = self.broker.do_fetch(self.queue_name, most)
             except redis.RedisError as error:

@@ -92,16 +92,15 @@ class Gathering(Generic[Item, Result]):
         #: The loop whose coroutines wait, and whether the thread works for it, or is about to.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_busy = False
-        #: What the thread has to do; None ends it.
+        #: What the thread has to do; None ends it, and it has one of its own.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     async def do(self, item: Item) -> Result:
         """Return the result for this item; raise what `work` raises for it. Whoever is cancelled before his turn is left out."""
         loop = asyncio.get_running_loop()
-        if loop is not self._loop:  # nobody waits any more in the one before
-            self._loop, self._is_busy = loop, False
-            self._waiting.clear()
+        if loop is not self._loop:
+            self._move_to(loop)
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
         if not self._is_busy:
@@ -110,13 +109,23 @@ class Gathering(Generic[Item, Result]):
         return await future
 
     async def stop(self) -> None:
-        """Leave out whoever waits, and wait for the work under way."""
+        """Leave out whoever waits, and wait for the work under way. Whoever comes later begins anew."""
         for _, future in self._waiting:
             future.cancel()
-        if self._thread:
-            self._inbox.put(None)
-            await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        thread, inbox = self._thread, self._inbox
+        self._thread, self._inbox = None, SimpleQueue()
+        if thread:
+            inbox.put(None)
+            await asyncio.to_thread(thread.join)
+
+    def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Work for another loop from now on; the one before has ended, or has to ask elsewhere."""
+        self._loop, self._is_busy = loop, False
+        left, self._waiting = self._waiting, deque()
+        error = RuntimeError("Another event loop has asked meanwhile; each needs an engine of its own.")
+        for _, future in left:
+            with suppress(RuntimeError):  # it is closed, and nobody waits in it
+                future.get_loop().call_soon_threadsafe(_settle, future, None, error)
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the thread work for the next of those who wait."""
@@ -128,14 +137,17 @@ class Gathering(Generic[Item, Result]):
         self._is_busy = bool(served)
         if not served:
             return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="gathering", daemon=True)
-            self._thread.start()
-        self._inbox.put(partial(self._work_for, loop, served, [future for _, future in self._waiting]))
+        try:
+            self._hand_over(partial(self._work_for, loop, served, [future for _, future in self._waiting]))
+        except RuntimeError as error:  # the system has no more threads
+            self._tell(loop, served, [], [(None, error)] * len(served))
 
-    def _run(self) -> None:
-        while work := self._inbox.get():
-            work()
+    def _hand_over(self, work: Callable[[], None]) -> None:
+        if self._thread is None:
+            thread = threading.Thread(target=_run, args=(self._inbox,), name="gathering", daemon=True)
+            thread.start()
+            self._thread = thread
+        self._inbox.put(work)
 
     def _work_for(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", others: "list[asyncio.Future[Result]]") -> None:
         outcomes = _outcomes(self._work, [item for item, _ in served])
@@ -157,6 +169,11 @@ class Gathering(Generic[Item, Result]):
                 _settle(future, None, away)
         if loop is self._loop:
             self._serve(loop)
+
+
+def _run(inbox: "SimpleQueue[Callable[[], None] | None]") -> None:
+    while work := inbox.get():
+        work()
 
 
 _Served = list[tuple[Item, "asyncio.Future[Result]"]]

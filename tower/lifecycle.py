@@ -351,11 +351,11 @@ def backoff_s(failures: int, first: float = BACKOFF_S, ceiling: float = BACKOFF_
     return float(min(ceiling, first * 2 ** min(failures - 1, 30)) * random.uniform(0.67, 1.0))
 
 
-def release(claim: Claim, reason: str, token: str, tail: Sequence[LogPart] = ()) -> str | None:
+def release(claim: Claim, reason: str, token: str, tail: Sequence[LogPart] = (), *, has_run: bool = True) -> str | None:
     """Hand a running task back to the queue, because its worker cannot go on; that counts neither as failure nor as loss.
 
     Returns the new status, None if the lease was gone; a task that was asked to stop is cancelled instead, and one that may run
-    at most once has failed.
+    at most once has failed, if its handler was called.
     """
     row = locked(*held(claim))
     if row is None:
@@ -363,7 +363,7 @@ def release(claim: Claim, reason: str, token: str, tail: Sequence[LogPart] = ())
     _append(claim, tail)
     if row["cancel_requested_at"] is not None:
         return _end(claim, WAS_CANCELLED, token)
-    if claim.max_losses == 1:
+    if has_run and claim.max_losses == 1:
         message = f"It ran when {reason}, and max_attempts=1 forbids a second run."
         return _end(claim, Outcome(FAILED, error={"code": "worker_lost", "message": message}), token)
     rows = move(_all(*held(claim)), (RUNNING,), QUEUED, "released", {"reason": reason}, finish_token=token, **_requeued(0))

@@ -175,7 +175,9 @@ class Ready:
 def ready(asked: Sequence[str] = ()) -> Ready | None:
     """Return what is ready to start; None if nothing is."""
     named = f"EXISTS (SELECT 1 FROM task WHERE {_READY} AND {db.among('id', asked)})" if asked else "false"
-    found = db.rows(f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {_READY} ORDER BY rank, id LIMIT 1", asked)
+    queued = db.likely(f"status = '{QUEUED}'").sql  # so that SQLite goes along the order of starting
+    first = f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {queued} AND ready_at <= {{now}}"
+    found = db.rows(f"{first} ORDER BY rank, id LIMIT 1", asked)
     return Ready(found[0]["waits"], bool(found[0]["asked"])) if found else None
 
 

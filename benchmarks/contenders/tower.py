@@ -1,4 +1,4 @@
-"""The tower on Postgres and Redis: an engine in the client, a server, and two worker processes."""
+"""The tower on Postgres and Redis: an engine in the client, a server, and a worker process."""
 
 import os
 import sys
@@ -19,8 +19,8 @@ os.environ.update(
 )
 
 VENV = "venv-tower"
-SETTINGS = "engine in the client, server, 2 worker processes x 8 slots; synchronous_commit on, events and traces on"
-WORKERS = ["python -m devops_control_tower.main", "dramatiq tower.actors --processes 2 --threads 8"]
+SETTINGS = "engine in the client, server, 1 worker process x 16 slots; synchronous_commit on, events and traces on"
+WORKERS = ["python -m devops_control_tower.main", "dramatiq tower.actors --processes 1 --threads 16"]
 BOOT = 6
 
 settings = load()

@@ -1,5 +1,6 @@
 """Which tasks share a thread, and what becomes of those behind one that is slow."""
 
+import time
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -62,3 +63,14 @@ def test_the_watch_takes_away_what_waits_behind_a_task() -> None:
         batch.next()
         wait_for("the split", lambda: bool(begun))
     assert (len(begun), batch.slots) == (1, 1)
+
+
+def test_a_batch_whose_tasks_are_all_quick_enough_is_split_too_when_it_takes_long() -> None:
+    """Else the first of very many would be recorded with the last."""
+    begun: list[Batch] = []
+    watch = Watch(begun.append)
+    batch = Batch(_claims(*["echo"] * 5000), 0.0)
+    with watch.over(batch):
+        while batch.next() and not begun:
+            time.sleep(0.001)
+    assert begun

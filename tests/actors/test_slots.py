@@ -1,0 +1,182 @@
+"""The slots of a worker, beside a dispatcher that nothing wakes but nudges and ends: what is dispatched finds them at once."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from actors.orchestrator import Dispatcher
+from actors.runner import Runner
+from actors.worker import WorkerProcess
+from tests import rows as r
+from tests.servers import wait_for
+from tower import db, queries
+from tower.broker import ORCHESTRATE
+from tower.errands import Errand
+from tower.handler import Fail, HandlerType, Registry, TaskContext
+from tower.models import DISPATCHED, FAILED, FINAL, QUEUED, SUCCEEDED
+from tower.reminders import Nudge
+from tower.settings import Settings
+
+
+class _Anything(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class _Nudges(r.Nudges):
+    """Nudges that reach the dispatcher of this process."""
+
+    errand: Errand
+
+    def send(self, actor_name: str, task_id: str) -> bool:
+        if actor_name == ORCHESTRATE:
+            self.errand.ask(task_id)
+        return super().send(actor_name, task_id)
+
+
+class _Crew:
+    """A worker whose type `echo` does what a test says."""
+
+    def __init__(self, settings: Settings, slots: int, lag_s: Callable[[], float]) -> None:
+        nudges, registry = _Nudges(), Registry()
+        registry._types["echo"] = HandlerType("echo", self._handle, payload=_Anything, queue="default", timeout_s=60.0, max_attempts=1)
+        self.act: Callable[[Any, TaskContext], object] = lambda payload, task: None
+        self.worker = WorkerProcess(settings, nudges, slots=slots, queues=["default"])  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(settings, nudges, self._offer)  # type: ignore[arg-type]
+        self.runner = Runner(settings, registry, nudges, self.worker, self.dispatcher.run_pass, None, lag_s)  # type: ignore[arg-type]
+        nudges.errand = Errand("test", self._decide)
+        self.errand = nudges.errand
+
+    def _handle(self, payload: Any, task: TaskContext) -> object:
+        return self.act(payload, task)
+
+    def _offer(self, some: Sequence[Nudge]) -> Sequence[Nudge]:
+        return self.runner.offer(some)
+
+    def _decide(self, asked: Any) -> None:
+        self.dispatcher.answer(asked)
+        self.runner.fill()
+
+    def be_quick(self) -> None:
+        """Have seen that echo is quick."""
+        self.runner._tempo.note("echo", 0.0)
+
+
+@contextmanager
+def _crew(settings: Settings, slots: int, lag_s: Callable[[], float] = float) -> Iterator[_Crew]:
+    crew = _Crew(settings, slots, lag_s)
+    crew.worker.start(crew.runner.look, lambda: crew.dispatcher.due_s, crew.runner.abandon)
+    crew.errand.start()
+    try:
+        wait_for("its row", lambda: bool(db.read(lambda: queries.live_workers(30))))
+        yield crew
+    finally:
+        if not crew.worker.stopping:
+            crew.worker.stop(0)
+        crew.errand.stop()
+
+
+@pytest.fixture(autouse=True)
+def _blind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker looks by itself."""
+    monkeypatch.setattr("actors.worker._LOOK_S", 1e9)
+
+
+def _statuses(ids: list[str]) -> list[str]:
+    return [r.row(task_id)["status"] for task_id in ids]
+
+
+def _wait_for_ends(ids: list[str]) -> list[str]:
+    wait_for("the ends", lambda: all(status in FINAL for status in _statuses(ids)))
+    return _statuses(ids)
+
+
+def test_one_nudge_is_enough_for_more_tasks_than_there_are_slots(rows: Settings) -> None:
+    """Each slot goes on with what another process has dispatched."""
+    with _crew(rows, 2) as crew:
+        ids = [r.insert() for _ in range(8)]
+        r.dispatch(*ids)
+        crew.runner.handle()
+        assert _wait_for_ends(ids) == [SUCCEEDED] * 8
+
+
+def test_what_was_dispatched_while_a_worker_was_full_is_found_when_a_slot_is_free(rows: Settings) -> None:
+    """Though nobody nudges a full worker."""
+    go_on = threading.Event()
+    with _crew(rows, 4) as crew:
+        crew.act = lambda payload, task: go_on.wait(60)
+        crew.dispatcher.answer([r.insert() for _ in range(4)])
+        one = r.insert()
+        Dispatcher(rows, r.Nudges()).run_pass()  # type: ignore[arg-type]
+        assert _statuses([one]) == [DISPATCHED]
+        go_on.set()
+        assert _wait_for_ends([one]) == [SUCCEEDED]
+
+
+class _Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+@pytest.mark.parametrize("failure", [Fail("odd", 404), _Unspeakable()])  # type: ignore[arg-type]
+def test_a_failure_that_cannot_be_told_spoils_nothing_for_the_others_of_its_batch(rows: Settings, failure: Exception) -> None:
+    """It fails its own task, and all slots are free again."""
+
+    def fail(payload: Any, task: TaskContext) -> None:
+        if payload.n == 2:
+            raise failure
+
+    with _crew(rows, 4) as crew:
+        crew.act = fail
+        crew.be_quick()
+        ids = [r.insert(payload=f'{{"n":{n}}}') for n in range(4)]
+        crew.dispatcher.answer(ids)
+        assert _wait_for_ends(ids) == [SUCCEEDED, SUCCEEDED, FAILED, SUCCEEDED]
+        wait_for("the slots", lambda: crew.worker.free_slots == 4)
+        assert crew.worker.attempts() == []
+
+
+def test_a_worker_that_stops_gives_back_what_it_has_not_begun(rows: Settings) -> None:
+    """Also what may run only once: it has not run."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def act(payload: Any, task: TaskContext) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    with _crew(rows, 4) as crew:
+        crew.act = act
+        crew.be_quick()
+        crew.runner._watch._seen = _Blind()
+        ids = [r.insert(max_losses=1) for _ in range(4)]
+        crew.dispatcher.answer(ids)
+        assert begun.wait(20)
+        stopping = threading.Thread(target=crew.worker.stop, args=(30,))
+        stopping.start()
+        wait_for("the stop", lambda: crew.worker.stopping)
+        go_on.set()
+        stopping.join(30)
+        assert _statuses(ids) == [SUCCEEDED, QUEUED, QUEUED, QUEUED]
+        assert r.kinds(ids[1])[-1] == "released"
+
+
+class _Blind(dict[Any, bool]):
+    """What the watch has seen: nothing, ever."""
+
+    def items(self) -> Any:
+        return ()
+
+
+def test_a_worker_that_was_stopped_while_folders_were_late_takes_nothing_more(rows: Settings) -> None:
+    """It waits a moment for the folders, and looks again before it goes on."""
+    lag_s = 0.0
+    with _crew(rows, 1, lambda: lag_s) as crew:
+        lag_s = 2.0
+        ids = [r.insert() for _ in range(2)]
+        crew.dispatcher.answer(ids)
+        wait_for("the first", lambda: _statuses(ids)[0] == SUCCEEDED)
+        crew.worker.stop(10)
+        assert _statuses(ids)[1] in (QUEUED, DISPATCHED)
