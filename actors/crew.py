@@ -60,6 +60,11 @@ class Crew(Middleware):
         self._errands: dict[str, Errand] = {}
         self._declare(broker)
 
+    def take_no_more(self) -> None:
+        """Take no more tasks, though the process goes on for a while."""
+        if self._worker:
+            self._worker.take_no_more()
+
     def write_trace(self, task_id: str) -> None:
         """Write a task's folder in this thread, as the trace actor would."""
         self._tracer.trace(task_id)

@@ -62,6 +62,10 @@ class WorkerProcess:
         self._pulse.start()
         _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
 
+    def take_no_more(self) -> None:
+        """Take no more tasks; `stop` does the rest."""
+        self._stopping.set()
+
     def stop(self, grace_s: float) -> None:
         """Take no more tasks, let the running ones go on for a while, then hand them back to the queue."""
         self._stopping.set()

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import FrameType
 
 import dramatiq
 import uvicorn
@@ -59,7 +60,19 @@ def build(settings: Settings) -> FastAPI:
         close_database()
         _log.info("tower is down")
 
-    return create_app(settings, orchestrator, registry, broker, lifespan)
+    app = create_app(settings, orchestrator, registry, broker, lifespan)
+    app.state.take_no_more = crew.take_no_more
+    return app
+
+
+class _Server(uvicorn.Server):
+    """Takes no more tasks from the moment it is asked to stop: streams are waited for before the worker is stopped."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Answer a signal."""
+        # In a thread: the one that was interrupted may hold what this needs.
+        threading.Thread(target=self.config.app.state.take_no_more, daemon=True).start()  # type: ignore[union-attr]
+        super().handle_exit(sig, frame)
 
 
 class _EmbeddedWorker:
@@ -95,7 +108,7 @@ def main(*, host: str | None = None, port: int | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     options = {"http": Wire, "log_config": None, "access_log": False, "server_header": False, "timeout_graceful_shutdown": _GRACE_S}
-    server = uvicorn.Server(uvicorn.Config(app, **options))  # type: ignore[arg-type]
+    server = _Server(uvicorn.Config(app, **options))  # type: ignore[arg-type]
     address, number = listener.getsockname()[:2]
     _log.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, number)
     server.run(sockets=[listener])

@@ -74,7 +74,7 @@ def _crew(settings: Settings, slots: int, lag_s: Callable[[], float] = float) ->
         wait_for("its row", lambda: bool(db.read(lambda: queries.live_workers(30))))
         yield crew
     finally:
-        if not crew.worker.stopping:
+        if crew.worker.id in {worker["id"] for worker in db.read(lambda: queries.live_workers(30))}:
             crew.worker.stop(0)
         crew.errand.stop()
 
@@ -168,6 +168,27 @@ class _Blind(dict[Any, bool]):
 
     def items(self) -> Any:
         return ()
+
+
+def test_a_worker_that_takes_no_more_goes_on_with_what_runs(rows: Settings) -> None:
+    """As while a server still waits for those who follow a log."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def act(payload: Any, task: TaskContext) -> None:
+        begun.set()
+        go_on.wait(60)
+
+    with _crew(rows, 1) as crew:
+        crew.act = act
+        ids = [r.insert() for _ in range(2)]
+        crew.dispatcher.answer(ids)
+        assert begun.wait(20)
+        crew.worker.take_no_more()
+        go_on.set()
+        wait_for("the first", lambda: _statuses(ids)[0] == SUCCEEDED)
+        crew.runner.handle()
+        crew.worker.stop(10)
+        assert _statuses(ids)[1] in (QUEUED, DISPATCHED)
 
 
 def test_a_worker_that_was_stopped_while_folders_were_late_takes_nothing_more(rows: Settings) -> None:
