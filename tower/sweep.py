@@ -27,8 +27,8 @@ _LIMIT = 200
 _WRITTEN, _UNWRITTEN = 20, 1
 #: A worker row that has not been renewed for this many leases is forgotten.
 _FORGET_LEASES = 4
-#: How soon a worker's death on this machine is seen, between two passes, if tasks ran at the first.
-_LOOK_S = 0.25
+#: How soon a worker's death on this machine is seen between two passes, and how soon if nothing ran at the first.
+_LOOK_S, _IDLE_LOOK_S = 0.25, 1.0
 #: A database's clock that falls behind ours by more than this between two passes was set back.
 _SET_BACK_S = 1.0
 
@@ -81,11 +81,10 @@ class Sweep:
                 pause = self._settings.sweep_s
 
     def _is_stopped(self, pause: float) -> bool:
-        """Wait for the next pass, a shorter time if a worker of this machine ends that may run a task; return whether there is none."""
+        """Wait for the next pass, a shorter time if a worker of this machine ends; return whether there shall be none."""
         end = time.monotonic() + pause
-        if not self._watched:
-            return self._stopping.wait(pause)
-        while not self._stopping.wait(max(0.0, min(_LOOK_S, end - time.monotonic()))):
+        look_s = _LOOK_S if self._watched else _IDLE_LOOK_S
+        while not self._stopping.wait(max(0.0, min(look_s, end - time.monotonic()))):
             before, self._alive = self._alive, lifeline.held(self._lifelines)
             if before - self._alive or time.monotonic() >= end:
                 return False

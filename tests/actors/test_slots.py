@@ -139,9 +139,10 @@ def test_a_failure_that_cannot_be_told_spoils_nothing_for_the_others_of_its_batc
         assert crew.worker.attempts() == []
 
 
-def test_a_worker_that_stops_gives_back_what_it_has_not_begun(rows: Settings) -> None:
+def test_a_worker_that_stops_gives_back_what_it_has_not_begun(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what may run only once: it has not run."""
     begun, go_on = threading.Event(), threading.Event()
+    monkeypatch.setattr("actors.batch._LOOK_S", 1e6)  # nobody takes away what waits
 
     def act(payload: Any, task: TaskContext) -> None:
         begun.set()
@@ -150,7 +151,6 @@ def test_a_worker_that_stops_gives_back_what_it_has_not_begun(rows: Settings) ->
     with _crew(rows, 4) as crew:
         crew.act = act
         crew.be_quick()
-        crew.runner._watch._seen = _Blind()
         ids = [r.insert(max_losses=1) for _ in range(4)]
         crew.dispatcher.answer(ids)
         assert begun.wait(20)
@@ -161,13 +161,6 @@ def test_a_worker_that_stops_gives_back_what_it_has_not_begun(rows: Settings) ->
         stopping.join(30)
         assert _statuses(ids) == [SUCCEEDED, QUEUED, QUEUED, QUEUED]
         assert r.kinds(ids[1])[-1] == "released"
-
-
-class _Blind(dict[Any, bool]):
-    """What the watch has seen: nothing, ever."""
-
-    def items(self) -> Any:
-        return ()
 
 
 def test_a_worker_that_takes_no_more_goes_on_with_what_runs(rows: Settings) -> None:
