@@ -144,7 +144,8 @@ class WorkerProcess:
 
     def _run_pulse(self, look: Callable[[], None], due_s: Callable[[], float], abandon: Callable[[Attempt], None]) -> None:
         next_beat = next_flush = next_row = next_look = 0.0
-        while not self._stopping.wait(max(0.0, min(_TICK_S if self._busy else _IDLE_TICK_S, due_s()))) or self._busy:
+        idle_tick_s = min(_IDLE_TICK_S, self._settings.beat_s / 2)  # what begins meanwhile must not miss its first beat
+        while not self._stopping.wait(max(0.0, min(_TICK_S if self._busy else idle_tick_s, due_s()))) or self._busy:
             if self._stopping.is_set():
                 time.sleep(_TICK_S)
             now = time.monotonic()
