@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
@@ -55,7 +55,7 @@ class _Answer:
     """The status that each attempt ended with, None if its lease was gone; and the next claims, with when they were asked for."""
 
     statuses: Sequence[str | None] = ()
-    claims: Sequence[Claim] = field(default_factory=list)
+    claims: Sequence[Claim] = ()
     leased_at: float = 0.0
 
 

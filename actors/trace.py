@@ -134,7 +134,7 @@ class Tracer:
         made = {}
         try:
             with Top(self._root) as top:
-                told = queries.to_trace([task_id for task_id in ids if not top.has(task_id)])
+                told = queries.to_trace([task_id for task_id in ids if top.is_free(task_id)])
                 for task_id, one in told.items():
                     fault("trace.before_write")
                     if (files := _at_once(one)) and top.make(task_id, files):

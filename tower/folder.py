@@ -203,12 +203,12 @@ def open_folder(root: Path, task_id: str, *, make: bool = True) -> Iterator[Task
         os.close(top)
 
 
-class Top:
+class Top(Folder):
     """TRACE_DIR itself, open."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__(_open_top(root, make=True))
         self._root = root
-        self._fd = _open_top(root, make=True)
 
     def __enter__(self) -> "Top":
         return self
@@ -216,13 +216,9 @@ class Top:
     def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
-    def has(self, name: str) -> bool:
-        """Whether anything has that name."""
-        try:
-            os.stat(name, dir_fd=self._fd, follow_symlinks=False)
-        except FileNotFoundError:
-            return False
-        return True
+    def is_free(self, name: str) -> bool:
+        """Whether nothing has that name."""
+        return self._look(name) is None
 
     def make(self, task_id: str, files: Iterable[tuple[str, bytes]]) -> bool:
         """Make the folder of a task with these files; it appears whole, or not at all if there is one by now: then return False.
@@ -242,10 +238,10 @@ class Top:
             if not is_named:
                 _discard(self._root / beside)
         fault("trace.after_rename")
-        return is_named and self.has(task_id)  # it may have been taken away at once
+        return is_named and not self.is_free(task_id)  # it may have been taken away at once
 
     def _rename(self, beside: str, task_id: str) -> bool:
-        if self.has(task_id):  # the system would replace an empty folder
+        if not self.is_free(task_id):  # the system would replace an empty folder
             return False
         try:
             os.rename(beside, task_id, src_dir_fd=self._fd, dst_dir_fd=self._fd)

@@ -164,6 +164,11 @@ def dispatched_count(queues: Sequence[str]) -> int:
 _READY = f"status = '{QUEUED}' AND ready_at <= {{now}}"
 
 
+def queued() -> Any:
+    """Return the condition that a task is queued, as SQL for a search along the order of starting."""
+    return db.likely(f"status = '{QUEUED}'")
+
+
 @dataclass(frozen=True)
 class Ready:
     """That a queued task's time has come: how long the first of all waits, and whether it is one of those that were asked about."""
@@ -175,8 +180,7 @@ class Ready:
 def ready(asked: Sequence[str] = ()) -> Ready | None:
     """Return what is ready to start; None if nothing is."""
     named = f"EXISTS (SELECT 1 FROM task WHERE {_READY} AND {db.among('id', asked)})" if asked else "false"
-    queued = db.likely(f"status = '{QUEUED}'").sql  # so that SQLite goes along the order of starting
-    first = f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {queued} AND ready_at <= {{now}}"
+    first = f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {queued().sql} AND ready_at <= {{now}}"
     found = db.rows(f"{first} ORDER BY rank, id LIMIT 1", asked)
     return Ready(found[0]["waits"], bool(found[0]["asked"])) if found else None
 
