@@ -154,6 +154,7 @@ class Crew(Middleware):
         for name, errand in self._errands.items():
             self._nudger.deliver_here(name, None)
             errand.stop()
+        self._tracer.stop()
 
 
 def _actor(broker: dramatiq.Broker, function: Callable[[str], None], name: str, queue: str, priority: int) -> None:

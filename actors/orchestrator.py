@@ -76,14 +76,14 @@ class Dispatcher:
         Who is asked because of tasks that have ended leaves what has just come to whoever is asked because of that.
         """
         self._due_at = None
-        ready = db.read(partial(queries.ready, asked[-_MOST_ASKED:]))
+        ready = db.read(partial(queries.ready, asked[-_MOST_ASKED:]), in_turn=True)
         if ready is None:
             return 0
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
             self._due_at = time.monotonic() + _NEW_S
             return 0
         # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
-        if not self._was_of_use and not db.read(self._is_needed):
+        if not self._was_of_use and not db.read(self._is_needed, in_turn=True):
             return 0
         chosen = db.unit(self._decide, is_promise=False)
         self._was_of_use = bool(chosen)
@@ -100,7 +100,7 @@ class Dispatcher:
         left = self._offer(chosen)
         if not left:
             return
-        idle = db.read(partial(_idle_workers, self._settings.lease_s))
+        idle = db.read(partial(_idle_workers, self._settings.lease_s), in_turn=True)
         for nudge in left:  # whoever is nudged takes as many as it has slots
             if idle[nudge.queue] > 0:
                 idle[nudge.queue] -= 1

@@ -113,7 +113,7 @@ class Runner:
         """Give free slots what was dispatched, for them or while none was free."""
         if not self._worker.free_slots:
             return
-        waiting = db.read(lambda: queries.dispatched_count(self._worker.queues))
+        waiting = db.read(lambda: queries.dispatched_count(self._worker.queues), in_turn=True)
         slots = self._worker.take_slots(waiting)
         if slots < waiting:
             self._is_behind = True

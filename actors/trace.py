@@ -5,17 +5,19 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from actors import whole
+from actors.scribe import Scribe
+from actors.whole import Mark
 from tower import db, log, queries, reminders, trace
 from tower.errors import Unavailable
 from tower.faults import fault
-from tower.folder import Folder, TaskFolder, Top, open_folder
+from tower.folder import Folder, TaskFolder, open_folder
 from tower.host import boot_id
 from tower.log import Outage
 from tower.models import FINAL
@@ -40,6 +42,7 @@ class Tracer:
 
     def __init__(self, settings: Settings) -> None:
         self._root = settings.trace_dir
+        self._scribe = Scribe(settings)
         self._lag_s, self._seen_at = 0.0, 0.0
         self._outage, self._failed_at = Outage(_log, "traces can be written again"), 0.0
         self._lock = threading.Lock()
@@ -93,6 +96,10 @@ class Tracer:
         with self._lock:
             self._in_hand.difference_update(taken)
 
+    def stop(self) -> None:
+        """End what was started to write more at once."""
+        self._scribe.stop()
+
     def follow_power_cut(self) -> None:
         """After a start of the machine, write the last folders again: the disk may not have had them yet when it went down."""
         mark = self._root / _BOOT
@@ -111,37 +118,23 @@ class Tracer:
 
     def _try(self, ids: list[str]) -> None:
         try:
-            db.read(partial(self._bring_up, ids))  # one connection for all that is asked on the way
+            made = self._scribe.make(ids)
+            db.read(partial(self._bring_up, ids, made))  # one connection for all that is asked on the way
         except Unavailable as error:
             _log.warning("%s %d traces wait.", error.message, len(ids))
 
-    def _bring_up(self, ids: list[str]) -> None:
-        made = self._made(ids)
-        left = [task_id for task_id in ids if task_id not in made]
+    def _bring_up(self, ids: list[str], made: dict[str, Mark]) -> None:
+        marks = {**made, **whole.make(self._root, [task_id for task_id in ids if task_id not in made])}
+        left = [task_id for task_id in ids if task_id not in marks]
         with ExitStack() as stack:
             folders = {task_id: folder for task_id in left if (folder := self._opened(stack, task_id))}
             told = queries.to_trace(list(folders))  # once they are locked: nobody else can have written what we read
-            marks = [mark for task_id, folder in folders.items() if (mark := self._written(folder, task_id, told.get(task_id)))]
-            tasks = [told[task_id]["task"] for task_id, _, _ in marks]
-            marks += [(task_id, task["seq"], size) for task_id, (task, size) in made.items()]
+            marks |= {task_id: mark for task_id, folder in folders.items() if (mark := self._written(folder, task_id, told.get(task_id)))}
             if marks:
                 fault("trace.before_mark")
-                db.unit(partial(reminders.traced, marks), is_one_statement=True, is_promise=False)
-                self._note_pace([*tasks, *(task for task, _ in made.values())])
-
-    def _made(self, ids: list[str]) -> dict[str, tuple[dict[str, Any], int]]:
-        """Make the folders of tasks that have ended and have none yet, as most do; return each task, and how long its log is."""
-        made = {}
-        try:
-            with Top(self._root) as top:
-                told = queries.to_trace([task_id for task_id in ids if top.is_free(task_id)])
-                for task_id, one in told.items():
-                    fault("trace.before_write")
-                    if (files := _at_once(one)) and top.make(task_id, files):
-                        made[task_id] = (one["task"], len(dict(files)[LOG]))
-        except OSError as error:  # told by the way that all other folders go
-            _log.debug("%s: %s", self._root, error)
-        return made
+                told_up_to = [(task_id, mark.seq, mark.log_size) for task_id, mark in marks.items()]
+                db.unit(partial(reminders.traced, told_up_to), is_one_statement=True, is_promise=False)
+                self._note_pace(marks.values())
 
     def _opened(self, stack: ExitStack, task_id: str) -> TaskFolder | None:
         try:
@@ -152,8 +145,8 @@ class Tracer:
             self._note_failure(task_id, error)
         return None
 
-    def _written(self, folder: TaskFolder, task_id: str, told: Told | None) -> tuple[str, int, int] | None:
-        """Bring one folder up; return up to which number it tells everything now, and how long its log is, if that is news."""
+    def _written(self, folder: TaskFolder, task_id: str, told: Told | None) -> Mark | None:
+        """Bring one folder up; return what it tells now, if that is news."""
         if told is None:
             folder.drop_if_empty()  # deleted meanwhile; looking made a folder
             return None
@@ -164,7 +157,7 @@ class Tracer:
                     return None
                 db.unit(partial(reminders.untraced, task_id))
                 told = queries.to_trace([task_id])[task_id]
-            return task_id, told["task"]["seq"], self._catch_up(folder, told)
+            return whole.mark(told["task"], self._catch_up(folder, told))
         except OSError as error:
             self._note_failure(task_id, error)
             return None
@@ -193,12 +186,12 @@ class Tracer:
         _write_rest(folder, told)
         return size
 
-    def _note_pace(self, tasks: list[dict[str, Any]]) -> None:
+    def _note_pace(self, marks: Collection[Mark]) -> None:
         # A full disk takes small folders between large ones: it is over for one that failed, or when none has failed for long.
-        if any(task["trace_error"] for task in tasks) or time.monotonic() - self._failed_at > reminders.TRACE_CEILING_S:
+        if any(mark.trace_error for mark in marks) or time.monotonic() - self._failed_at > reminders.TRACE_CEILING_S:
             self._outage.end()
         # What follows an outage says nothing about our pace.
-        ends = [task["finished_at"] for task in tasks if task["status"] in FINAL and not task["trace_error"]]
+        ends = [mark.ended_at for mark in marks if mark.ended_at is not None and not mark.trace_error]
         if ends:
             self._lag_s, self._seen_at = db.clock() - min(ends), time.monotonic()
 
@@ -222,19 +215,6 @@ class Tracer:
 
 def _takes_folders(root: Path) -> bool:
     return root.is_dir() and os.access(root, os.W_OK | os.X_OK)
-
-
-def _at_once(told: Told) -> list[tuple[str, bytes]] | None:
-    """Return the files of a folder that can be made whole; None if its task goes on, or left files or a log to be read piece by piece."""
-    task, events = told["task"], told["events"]
-    if task["status"] not in FINAL or task["traced_seq"] or told["news"] is None or told["artifacts"]:
-        return None
-    return [
-        (INPUT, trace.render_input(task).encode()),
-        (LOG, trace.render_log(told["news"]).encode()),
-        (EVENTS, trace.render_events(events).encode()),
-        (OUTPUT, trace.render_output(task, events).encode()),
-    ]
 
 
 def _is_whole(folder: Folder, told: Told) -> bool:

@@ -250,22 +250,26 @@ def unit(
             done = recognise() if next(runs) and recognise else None
             return work() if done is None else done
 
-    return _patiently(once_more, patience_s, writing=True)
+    return _patiently(once_more, patience_s, writing=True, in_turn=True)
 
 
-def read(work: Callable[[], T], *, patience_s: float = 5.0) -> T:
-    """Run `work`, which only reads, outside a transaction, so that it never waits for a writer."""
-    return _patiently(work, patience_s, writing=False)
+def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False) -> T:
+    """Run `work`, which only reads, outside a transaction, so that it never waits for a writer.
+
+    In turn, it is one of the many short steps between the writes of this process: on SQLite these take turns with those. At once, each
+    would have to get Python's lock back from the others after every statement, which took a fifth of the CPU.
+    """
+    return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
-def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool) -> T:
+def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool) -> T:
     if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
-        with _turn(writing, patience_s):
+        with _turn(in_turn, patience_s):
             return work()
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            with _turn(writing, deadline - time.monotonic()), _connected(writing):
+            with _turn(in_turn, deadline - time.monotonic()), _connected(writing):
                 done = work()
             trouble.end(writing=writing)
             return done
@@ -302,9 +306,9 @@ def _connected(writing: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _turn(writing: bool, seconds: float) -> Iterator[None]:
+def _turn(in_turn: bool, seconds: float) -> Iterator[None]:
     """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody."""
-    if not writing or is_postgres():
+    if not in_turn or is_postgres():
         yield
     elif _writer.acquire(timeout=max(0.0, seconds)):
         try:

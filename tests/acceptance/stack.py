@@ -96,6 +96,12 @@ class Stack:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["task_id"])
 
+    def enqueue_all(self, type_: str, count: int) -> list[str]:
+        """Return the ids of as many new tasks, asked for at once."""
+        answer = self.client.post("/tasks/enqueue/batch", json={"tasks": [{"type": type_, "payload": {}}] * count})
+        assert answer.status_code == 202, answer.text
+        return list(answer.json()["task_ids"])
+
     def task(self, task_id: str) -> dict[str, Any]:
         return dict(self.client.get(f"/tasks/{task_id}").json())
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from actors.trace import Tracer
 from tests.acceptance.stack import PROGRAMS, Stack
+from tests.processes import scribe_of
 from tests.servers import wait_for
 from tower import db, fsck
 from tower.faults import POINTS
@@ -55,6 +57,34 @@ def test_a_folder_is_whole_after_a_crash_while_it_was_written(stack: Stack, poin
         Tracer(settings).rebuild(task_id, stack.folder / "rebuilt")
         assert list(fsck.run(settings)) == []
     assert contents(stack.folder / "rebuilt" / task_id) == whole
+
+
+@pytest.mark.parametrize("is_server", [True, False])
+def test_every_folder_is_whole_after_a_crash_while_many_were_written(stack: Stack, *, is_server: bool) -> None:
+    """Whether the server is killed or its scribe, which does not outlive it."""
+    server = stack.server()
+    ids: list[str] = []
+
+    def is_helped() -> bool:
+        ids.extend(stack.enqueue_all("echo", 200))
+        return scribe_of(server.popen.pid) is not None
+
+    wait_for("the scribe", is_helped)
+    scribe = scribe_of(server.popen.pid)
+    assert scribe
+    ids += stack.enqueue_all("echo", 200)
+    if is_server:
+        server.end(signal.SIGKILL)
+    else:
+        scribe.kill()
+    wait_for("the end of the scribe", lambda: not scribe.is_running() or scribe.status() == psutil.STATUS_ZOMBIE)
+    if is_server:
+        stack.server()
+    for task_id in ids:
+        assert stack.wait(task_id)["status"] == "succeeded"
+    with beside(stack) as settings:
+        assert list(fsck.run(settings)) == []
+    assert len([path for path in (stack.folder / "logs").iterdir() if not path.name.startswith(".")]) == len(ids)
 
 
 def test_a_rebuild_that_is_killed_is_done_again(stack: Stack) -> None:
