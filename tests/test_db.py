@@ -1,6 +1,9 @@
 """The database: migrations, retries, and what a failure looks like."""
 
+import errno
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,7 +18,7 @@ import pytest
 from tests import rows as r
 from tests.conftest import QUICK
 from tests.servers import Postgres, wait_for
-from tower import db
+from tower import db, sqlite
 from tower.errors import SettingsError, Unavailable
 from tower.models import TABLES, Task, new_id
 from tower.settings import Settings
@@ -378,16 +381,66 @@ def test_threads_that_write_to_sqlite_share_a_connection(rows: Settings) -> None
         reading.clear()
 
 
-def test_sqlite_waits_for_the_disk_where_it_has_promised_something(rows: Settings) -> None:
-    """FULL survives a power cut; what is no promise goes to the disk with the next that is."""
-    if db.is_postgres():
-        return
+@pytest.fixture
+def waits(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """How often SQLite's disk was waited for, and what others saw at that moment; the disk fails once for each time that is said here."""
+    found: list[str] = []
+    real = sqlite._sync
 
-    def level() -> int:
-        return int(db.database.execute_sql("PRAGMA synchronous").fetchone()[0])
+    def sync(file: int) -> None:
+        if "fail" in found:
+            found.remove("fail")
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        seen = threading.Thread(target=lambda: found.append(str(db.read(lambda: Task.select().count()))))
+        seen.start()
+        seen.join()
+        real(file)
 
-    assert [db.unit(level), db.unit(level, is_promise=False), db.unit(level)] == [2, 1, 2]
-    assert db.unit(lambda: db.unit(level, is_promise=False)) == 2
+    db.open_database(sqlite_settings)
+    db.migrate()
+    monkeypatch.setattr(sqlite, "_sync", sync)
+    yield found
+    db.close_database()
+
+
+def test_what_sqlite_has_promised_waits_for_the_disk_after_its_commit(waits: list[str]) -> None:
+    """Others go on meanwhile; what is no promise goes to the disk with the next that is."""
+    r.insert()
+    assert waits == ["1"]
+    db.unit(lambda: Task.update(title="a").execute(), is_promise=False)
+    assert waits == ["1"]
+    db.unit(lambda: [r.insert(), r.insert()])
+    assert waits == ["1", "3"]
+    db.read(r.insert)
+    assert waits == ["1", "3", "4"]
+
+
+def test_a_disk_that_did_not_take_the_log_has_to_take_the_file(waits: list[str], sqlite_settings: Settings) -> None:
+    """Asked again it would only say that there is nothing left to write."""
+    log = Path(sqlite_settings.database_url.removeprefix("sqlite:///") + "-wal")
+    waits.append("fail")
+    task_id = r.insert()
+    assert (waits, log.stat().st_size) == ([], 0)
+    assert r.row(task_id)["status"] == "queued"
+    r.insert()
+    assert waits == ["2"]
+
+
+def test_nothing_is_promised_while_neither_log_nor_file_can_be_written(waits: list[str]) -> None:
+    """Somebody reads what the log would have to be brought over."""
+    r.insert()
+    reader = sqlite3.connect(db.database.obj.database, isolation_level=None)
+    reader.execute("PRAGMA busy_timeout = 0")
+    reader.execute("BEGIN")
+    reader.execute("SELECT COUNT(*) FROM task").fetchone()
+    waits[:] = ["fail"]
+    with pytest.raises(Unavailable, match=r"disk I/O error|log could not be brought"):
+        db.unit(lambda: Task.update(title="b").execute(), patience_s=0.2)
+    with pytest.raises(Unavailable, match="log could not be brought"):
+        db.unit(lambda: Task.update(title="c").execute(), patience_s=0.2)
+    reader.close()
+    db.unit(lambda: Task.update(title="d").execute())
+    assert waits == []
 
 
 def test_ids_sort_by_when_they_were_made() -> None:

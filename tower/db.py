@@ -4,7 +4,6 @@ import itertools
 import logging
 import random
 import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,11 +17,12 @@ import peewee
 import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.db_url import parse
 from playhouse.migrations import Runner
-from playhouse.pool import MaxConnectionsExceeded, PoolConnection, PooledPostgresqlDatabase, PooledSqliteDatabase
+from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
 
 from tower.errors import SettingsError, Unavailable
 from tower.faults import fault
 from tower.settings import Settings
+from tower.sqlite import File, Sqlite
 from tower.trouble import Trouble, explain, is_outage
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def open_database(settings: Settings) -> None:
     """Point the models at the database of the settings; it connects when first used."""
     global _file  # noqa: PLW0603  # like `database`, one for the process
     trouble.end(writing=True)
-    _file = _File(_path(settings) if settings.database_url.startswith("sqlite") else None)
+    _file = File(_path(settings) if settings.database_url.startswith("sqlite") else None)
     if settings.database_url.startswith("sqlite"):
         database.initialize(_sqlite(settings))
     else:
@@ -89,82 +89,11 @@ def _path(settings: Settings) -> Path:
     return Path(settings.database_url.removeprefix("sqlite:///"))
 
 
-class _SqliteSession(sqlite3.Connection):
-    """A connection, and whether its commits wait for the disk."""
-
-    waits = True
-
-
-class _Sqlite(PooledSqliteDatabase):
-    """A pool in which whoever writes gets the same connection: one that has not written must read again all that others have."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._thread = threading.local()
-        #: The connection for writing, while nobody uses it.
-        self._pen: _SqliteSession | None = None
-
-    def is_for(self, *, writing: bool) -> None:
-        """Say what this thread connects for next."""
-        self._thread.writes = writing
-
-    @property
-    def _writes(self) -> bool:
-        return getattr(self._thread, "writes", False)
-
-    def _connect(self) -> _SqliteSession:
-        with self._pool_lock:
-            if self._writes and self._pen:
-                session, self._pen = self._pen, None
-                self._in_use[self.conn_key(session)] = PoolConnection(time.monotonic(), session, time.monotonic())
-                return session
-            return super()._connect()  # type: ignore[no-any-return]
-
-    def _close(self, conn: _SqliteSession, close_conn: bool = False) -> None:
-        with self._pool_lock:
-            if self._writes and self._pen is None and not close_conn and self._in_use.pop(self.conn_key(conn), None):
-                self._pen = conn
-                self._pool_available.notify()
-            else:
-                super()._close(conn, close_conn)
-
-    def close_idle(self) -> None:
-        """Close the connections that nobody uses."""
-        with self._pool_lock:
-            pen, self._pen = self._pen, None
-            if pen:
-                self._close_raw(pen)
-            super().close_idle()
-
-    def wait_for_disk(self, waits: bool) -> None:
-        """Let the next commits wait until the disk has them, or not; those that do not are there before the next that does."""
-        session: _SqliteSession = self.connection()
-        if session.waits != waits:
-            session.execute(f"PRAGMA synchronous = {'FULL' if waits else 'NORMAL'}")
-            session.waits = waits
-
-    def rollback(self) -> None:
-        """Undo the transaction, unless SQLite has done it already, as it does when the disk is full."""
-        if self.connection().in_transaction:
-            super().rollback()
-
-
 def _sqlite(settings: Settings) -> peewee.Database:
     path = _path(settings)
     if not path.parent.is_dir():
         raise SettingsError(f"DATABASE_URL names {path}, but there is no folder {path.parent}; make it first.")
-    return _Sqlite(
-        str(path),
-        # FULL: an answered POST survives a power cut.
-        pragmas={"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000},
-        # A transaction that reads first could otherwise not upgrade its lock, whatever the timeout.
-        lock_type="IMMEDIATE",
-        max_connections=settings.db_pool,
-        timeout=5,
-        check_same_thread=False,
-        autoconnect=False,
-        factory=_SqliteSession,
-    )
+    return Sqlite(path, connections=settings.db_pool)
 
 
 class _Session(psycopg2.extensions.connection):
@@ -237,20 +166,20 @@ def unit(
 ) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
 
-    If it is one statement of `moves`, Postgres needs no other transaction around it. If it is no promise, SQLite does not wait for the
-    disk: a power cut may undo it, and the state from before must do as well. A commit whose answer was lost makes it run a second time.
-    Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has done.
+    If it is one statement of `moves`, Postgres needs no other transaction around it. If it is no promise, nobody waits until the disk of
+    SQLite has it: a power cut may undo it, and the state from before must do as well. A commit whose answer was lost makes it run a second
+    time. Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has done.
     """
     runs = itertools.count()
 
     def once_more() -> T:
         if not is_postgres() and not database.in_transaction():
-            database.obj.wait_for_disk(is_promise)
+            database.obj.commit_at_once()
         with nullcontext() if is_one_statement and is_postgres() else database.atomic():
             done = recognise() if next(runs) and recognise else None
             return work() if done is None else done
 
-    return _patiently(once_more, patience_s, writing=True, in_turn=True)
+    return _patiently(once_more, patience_s, writing=True, in_turn=True, is_promise=is_promise)
 
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False) -> T:
@@ -262,15 +191,20 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
-def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool) -> T:
+def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool, is_promise: bool = False) -> T:
     if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
         with _turn(in_turn, patience_s):
-            return work()
+            done = work()
+        if is_promise and not database.in_transaction():
+            _settle()
+        return done
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
             with _turn(in_turn, deadline - time.monotonic()), _connected(writing):
                 done = work()
+            if is_promise:
+                _settle()
             trouble.end(writing=writing)
             return done
         except (peewee.PeeweeException, MaxConnectionsExceeded) as error:
@@ -319,34 +253,18 @@ def _turn(in_turn: bool, seconds: float) -> Iterator[None]:
         raise peewee.OperationalError("database is locked by other threads of this process")
 
 
-class _File:
-    """The file of a SQLite database, and whether it is still the one that was opened.
-
-    Who deletes or replaces it under a running tower leaves the open connections writing into nowhere: every task accepted from then on
-    would be gone with the process.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._opened: tuple[int, int] | None = None
-
-    def check(self) -> None:
-        """Raise OperationalError if it is another file now, or none."""
-        if self._path is None:
-            return
-        try:
-            found = self._path.stat()
-        except OSError as error:
-            if self._opened is None:
-                return  # it is about to be made
-            raise peewee.OperationalError(f"the file {self._path} is gone; put it back, and the tower goes on") from error
-        now = (found.st_dev, found.st_ino)
-        self._opened = self._opened or now
-        if now != self._opened:
-            raise peewee.OperationalError(f"the file {self._path} was replaced under the running tower; stop it and start again")
+_file = File()
 
 
-_file = _File()
+def _settle() -> None:
+    """Wait until the disk has what was committed; Postgres has done so already."""
+    if is_postgres():
+        return
+    if not _file.has_failed:
+        _file.settle()
+        return
+    with _turn(in_turn=True, seconds=1.0), nullcontext() if not database.is_closed() else _connected(writing=True):
+        _file.pour(database.obj)
 
 
 def _has_no_tables(error: BaseException) -> bool:

@@ -1,0 +1,137 @@
+"""SQLite as the tower uses it: one connection writes, and what was promised waits for the disk without holding up others."""
+
+import os
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import peewee
+from playhouse.pool import PoolConnection, PooledSqliteDatabase
+
+#: Python has it on Linux alone; elsewhere the whole of a file's state is waited for.
+_sync = getattr(os, "fdatasync", os.fsync)
+
+
+class _Session(sqlite3.Connection):
+    """A connection, and whether its commits wait for the disk."""
+
+    waits = True
+
+
+class Sqlite(PooledSqliteDatabase):
+    """A pool in which whoever writes gets the same connection: one that has not written must read again all that others have."""
+
+    def __init__(self, path: Path, *, connections: int) -> None:
+        super().__init__(
+            str(path),
+            pragmas={"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000},
+            # A transaction that reads first could otherwise not upgrade its lock, whatever the timeout.
+            lock_type="IMMEDIATE",
+            max_connections=connections,
+            timeout=5,
+            check_same_thread=False,
+            autoconnect=False,
+            factory=_Session,
+        )
+        self._thread = threading.local()
+        #: The connection for writing, while nobody uses it.
+        self._pen: _Session | None = None
+
+    def is_for(self, *, writing: bool) -> None:
+        """Say what this thread connects for next."""
+        self._thread.writes = writing
+
+    @property
+    def _writes(self) -> bool:
+        return getattr(self._thread, "writes", False)
+
+    def _connect(self) -> _Session:
+        with self._pool_lock:
+            if self._writes and self._pen:
+                session, self._pen = self._pen, None
+                self._in_use[self.conn_key(session)] = PoolConnection(time.monotonic(), session, time.monotonic())
+                return session
+            return super()._connect()  # type: ignore[no-any-return]
+
+    def _close(self, conn: _Session, close_conn: bool = False) -> None:
+        with self._pool_lock:
+            if self._writes and self._pen is None and not close_conn and self._in_use.pop(self.conn_key(conn), None):
+                self._pen = conn
+                self._pool_available.notify()
+            else:
+                super()._close(conn, close_conn)
+
+    def close_idle(self) -> None:
+        """Close the connections that nobody uses."""
+        with self._pool_lock:
+            pen, self._pen = self._pen, None
+            if pen:
+                self._close_raw(pen)
+            super().close_idle()
+
+    def commit_at_once(self) -> None:
+        """Let the commits of this connection not wait for the disk; whoever has promised something waits after them, see `File.settle`."""
+        session: _Session = self.connection()
+        if session.waits:
+            session.execute("PRAGMA synchronous = NORMAL")
+            session.waits = False
+
+    def rollback(self) -> None:
+        """Undo the transaction, unless SQLite has done it already, as it does when the disk is full."""
+        if self.connection().in_transaction:
+            super().rollback()
+
+
+class File:
+    """The file of a database, whether it is still the one that was opened, and whether the disk has what was committed.
+
+    Who deletes or replaces it under a running tower leaves the open connections writing into nowhere: every task accepted from then on
+    would be gone with the process.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._opened: tuple[int, int] | None = None
+        #: Whether the disk could not take the log. Asked again it would say that all is well, and it is not: what is in the log is safe
+        #: only once it has reached the file itself.
+        self.has_failed = False
+
+    def check(self) -> None:
+        """Raise OperationalError if it is another file now, or none."""
+        if self._path is None:
+            return
+        try:
+            found = self._path.stat()
+        except OSError as error:
+            if self._opened is None:
+                return  # it is about to be made
+            raise peewee.OperationalError(f"the file {self._path} is gone; put it back, and the tower goes on") from error
+        now = (found.st_dev, found.st_ino)
+        self._opened = self._opened or now
+        if now != self._opened:
+            raise peewee.OperationalError(f"the file {self._path} was replaced under the running tower; stop it and start again")
+
+    def settle(self) -> None:
+        """Wait until the disk has everything that was committed before; raise OperationalError if it cannot take it.
+
+        It waits outside of transactions, as SQLite does not: meanwhile others write, and one wait serves all who committed before it.
+        """
+        try:
+            log = os.open(f"{os.path.realpath(str(self._path))}-wal", os.O_RDONLY)
+            try:
+                _sync(log)
+            finally:
+                os.close(log)
+        except FileNotFoundError:
+            return  # the last connection has closed, so SQLite has poured the log into the file and waited for the disk
+        except OSError as error:
+            self.has_failed = True
+            raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
+
+    def pour(self, database: Sqlite) -> None:
+        """Bring the log into the file and wait for the disk; raise OperationalError if that cannot be done."""
+        is_busy = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if is_busy:
+            raise peewee.OperationalError("database is locked: its log could not be brought into the file")
+        self.has_failed = False
