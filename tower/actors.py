@@ -1,5 +1,6 @@
 """Door 2, the workers: `dramatiq tower.actors` imports this, and each of its processes becomes a worker."""
 
+import gc
 import sys
 
 from actors.crew import Crew
@@ -22,3 +23,5 @@ except SettingsError as error:
 
 broker = open_broker(settings)
 broker.add_middleware(Crew(settings, load_handlers(), broker))
+gc.collect()
+gc.freeze()  # as the server does

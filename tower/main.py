@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import signal
@@ -111,6 +112,8 @@ def main(*, host: str | None = None, port: int | None = None) -> int:
     server = _Server(uvicorn.Config(app, **options))  # type: ignore[arg-type]
     address, number = listener.getsockname()[:2]
     _log.info("listening on http://%s:%d", f"[{address}]" if ":" in address else address, number)
+    gc.collect()
+    gc.freeze()  # what the programs consist of is never garbage: to look through it now and then made every request wait for 0.1 s
     server.run(sockets=[listener])
     return 0 if server.started else 1
 

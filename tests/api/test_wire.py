@@ -5,6 +5,7 @@ import re
 import resource
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_a_thousand_idle_connections_keep_nobody_waiting(port: int) -> None:
     """Each costs a file and no thread."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, hard) if hard > 0 else 8192, hard))
-    wait_for("the slots of earlier tasks", lambda: not tasks(Task.status.not_in(FINAL)))
+    wait_for("the slots of earlier tasks", lambda: not tasks(Task.status.not_in(FINAL), Task.ready_at < time.time()))
     threads = threading.active_count()
     with contextlib.ExitStack() as opened:
         for number in range(1000):

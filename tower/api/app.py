@@ -14,6 +14,7 @@ from tower.api.access import LOGIN, LOGOUT, Access, check_rules
 from tower.api.follow import Watch
 from tower.api.guard import Guard
 from tower.api.session import Sessions, kept_secret
+from tower.api.short import ShortWay
 from tower.handler import Registry
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
@@ -50,6 +51,7 @@ def create_app(
         *(route for route in app.routes if hasattr(route, "path")),
     ]
     check_rules(known)
+    app.add_middleware(ShortWay, orchestrator=orchestrator)
     app.add_middleware(Access, settings=settings, sessions=app.state.sessions, routes=known, as_page=ui.as_page)
     forms = (dashboard.PATH + "/", "/ui/", LOGIN, LOGOUT)
     app.add_middleware(Guard, allowed_hosts=settings.allowed_hosts, max_body=settings.max_body_mb * 1_000_000, forms_below=forms)

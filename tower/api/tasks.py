@@ -111,7 +111,11 @@ async def enqueue(
                 field="idempotency_key",
             )
         spec = spec.model_copy(update={"idempotency_key": idempotency_key})
-    accepted = await _taken(request, spec)
+    return enqueued(await _taken(request, spec))
+
+
+def enqueued(accepted: Accepted) -> Response:
+    """Return the answer to whoever enqueued a task."""
     place = {"location": f"/tasks/{accepted.id}"}
     return JSONResponse({"task_id": accepted.id}, status_code=202 if accepted.new else 200, headers=place)
 
