@@ -83,11 +83,12 @@ class Tempo:
 
     def batches(self, claims: Sequence[Claim], leased_at: float) -> list[Batch]:
         """Return the batches to run them in: what is quick together, everything else alone."""
-        quick = [claim for claim in claims if self._is_quick(claim.type)]
-        alone = [Batch([claim], leased_at) for claim in claims if not self._is_quick(claim.type)]
+        quick = [claim for claim in claims if self.is_quick(claim.type)]
+        alone = [Batch([claim], leased_at) for claim in claims if not self.is_quick(claim.type)]
         return [Batch(quick, leased_at), *alone] if quick else alone
 
-    def _is_quick(self, type_name: str) -> bool:
+    def is_quick(self, type_name: str) -> bool:
+        """Whether a handler takes so little that a thread of its own would cost more."""
         return self._took_s.get(type_name, math.inf) < _QUICK_S
 
 

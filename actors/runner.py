@@ -295,7 +295,9 @@ class Runner:
         # Both together take two statements, and one commit.
         is_one = not endings or (not takes and all(ending.is_plain for ending in endings))
         try:
-            statuses, claims = db.unit(work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one)
+            statuses, claims = db.unit(
+                work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one, is_promise=self._promises
+            )
         except BaseException:
             self._is_behind = self._is_behind or was_behind
             raise
@@ -307,6 +309,11 @@ class Runner:
             fault("claim.after_commit")
         ended, taken = iter(statuses), iter(claims)
         return [_Answer(list(islice(ended, len(one.endings))), list(islice(taken, one.takes)), sent) for one in rounds]
+
+    def _promises(self, written: tuple[list[str | None], list[Claim]]) -> bool:
+        """Whether a power cut may not undo this: an end, or a beginning that counts, be it of a task that takes its machine down."""
+        statuses, claims = written
+        return bool(statuses) or not all(claim.max_losses > 1 and self._tempo.is_quick(claim.type) for claim in claims)
 
     def _ask_for_more(self, task_id: str) -> None:
         """Have the orchestrator actor start what may start now that this task has ended."""

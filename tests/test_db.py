@@ -413,6 +413,8 @@ def test_what_sqlite_has_promised_waits_for_the_disk_after_its_commit(waits: lis
     assert waits == ["1", "3"]
     db.read(r.insert)
     assert waits == ["1", "3", "4"]
+    assert [db.unit(lambda number=number: number, is_promise=lambda found: found > 1) for number in (1, 2)] == [1, 2]
+    assert waits == ["1", "3", "4", "4"]
 
 
 def test_a_disk_that_did_not_take_the_log_has_to_take_the_file(waits: list[str], sqlite_settings: Settings) -> None:

@@ -162,13 +162,14 @@ def unit(
     patience_s: float = 10.0,
     recognise: Callable[[], T | None] | None = None,
     is_one_statement: bool = False,
-    is_promise: bool = True,
+    is_promise: bool | Callable[[T], bool] = True,
 ) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
 
-    If it is one statement of `moves`, Postgres needs no other transaction around it. If it is no promise, nobody waits until the disk of
-    SQLite has it: a power cut may undo it, and the state from before must do as well. A commit whose answer was lost makes it run a second
-    time. Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has done.
+    If it is one statement of `moves`, Postgres needs no other transaction around it. If it is no promise, which may depend on what it
+    returns, nobody waits until the disk of SQLite has it: a power cut may undo it, and the state from before must do as well. A commit
+    whose answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is asked before each further
+    run for what an earlier one has done.
     """
     runs = itertools.count()
 
@@ -191,20 +192,21 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
-def _patiently(work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool, is_promise: bool = False) -> T:
+def _patiently(
+    work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool, is_promise: bool | Callable[[T], bool] = False
+) -> T:
     if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
         with _turn(in_turn, patience_s):
             done = work()
-        if is_promise and not database.in_transaction():
-            _settle()
+        if not database.in_transaction():
+            _settle(done, is_promise)
         return done
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
             with _turn(in_turn, deadline - time.monotonic()), _connected(writing):
                 done = work()
-            if is_promise:
-                _settle()
+            _settle(done, is_promise)
             trouble.end(writing=writing)
             return done
         except (peewee.PeeweeException, MaxConnectionsExceeded) as error:
@@ -256,9 +258,9 @@ def _turn(in_turn: bool, seconds: float) -> Iterator[None]:
 _file = File()
 
 
-def _settle() -> None:
-    """Wait until the disk has what was committed; Postgres has done so already."""
-    if is_postgres():
+def _settle(done: T, is_promise: bool | Callable[[T], bool]) -> None:
+    """Wait until the disk has what was promised; Postgres has done so already."""
+    if is_postgres() or not (is_promise(done) if callable(is_promise) else is_promise):
         return
     if not _file.has_failed:
         _file.settle()

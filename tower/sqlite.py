@@ -13,6 +13,10 @@ from playhouse.pool import PoolConnection, PooledSqliteDatabase
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
+#: Pages of the log, of 4 kB, after which a writer brings them into the file: it waits for the disk twice, and others for it.
+_POURED_PAGES = 8000
+
+
 class _Session(sqlite3.Connection):
     """A connection, and whether its commits wait for the disk."""
 
@@ -25,7 +29,13 @@ class Sqlite(PooledSqliteDatabase):
     def __init__(self, path: Path, *, connections: int) -> None:
         super().__init__(
             str(path),
-            pragmas={"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000},
+            pragmas={
+                "journal_mode": "wal",
+                "synchronous": 2,
+                "foreign_keys": 1,
+                "busy_timeout": 5000,
+                "wal_autocheckpoint": _POURED_PAGES,
+            },
             # A transaction that reads first could otherwise not upgrade its lock, whatever the timeout.
             lock_type="IMMEDIATE",
             max_connections=connections,

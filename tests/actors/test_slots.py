@@ -13,7 +13,7 @@ from actors.runner import Runner
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, queries
+from tower import db, queries, sqlite
 from tower.broker import ORCHESTRATE
 from tower.errands import Errand
 from tower.handler import Fail, HandlerType, Registry, TaskContext
@@ -194,3 +194,39 @@ def test_a_worker_that_was_stopped_while_folders_were_late_takes_nothing_more(ro
         wait_for("the first", lambda: _statuses(ids)[0] == SUCCEEDED)
         crew.worker.stop(10)
         assert _statuses(ids)[1] in (QUEUED, DISPATCHED)
+
+
+@pytest.mark.parametrize(
+    ("is_quick", "max_losses", "waits"),
+    [(True, 3, False), (True, 1, True), (False, 3, True)],
+    ids=["again if need be", "at most once", "not known to be quick"],
+)
+def test_a_beginning_is_on_the_disk_before_it_could_count(
+    sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch, *, is_quick: bool, max_losses: int, waits: bool
+) -> None:
+    """A power cut may make a quick task begin again that may: not one that runs once, and none that could take its machine down."""
+    db.open_database(sqlite_settings)
+    db.migrate()
+    waited, found, go_on = list[str](), list[str](), threading.Event()
+    real = sqlite._sync
+
+    def act(payload: Any, task: TaskContext) -> None:
+        found.extend(waited)
+        go_on.set()
+
+    def sync(file: int) -> None:
+        waited.append("disk")
+        real(file)
+
+    with _crew(sqlite_settings, 4) as crew:
+        crew.act = act
+        if is_quick:
+            crew.be_quick()
+        one = r.insert(max_losses=max_losses)
+        monkeypatch.setattr(sqlite, "_sync", sync)
+        crew.dispatcher.answer([one])
+        assert go_on.wait(20)
+        assert found == ["disk"] * waits
+        assert _wait_for_ends([one]) == [SUCCEEDED]
+        assert waited
+    db.close_database()
