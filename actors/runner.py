@@ -296,7 +296,7 @@ class Runner:
         is_one = not endings or (not takes and all(ending.is_plain for ending in endings))
         try:
             statuses, claims = db.unit(
-                work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one, is_promise=self._promises
+                work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one, is_promise=self._is_promise
             )
         except BaseException:
             self._is_behind = self._is_behind or was_behind
@@ -310,8 +310,8 @@ class Runner:
         ended, taken = iter(statuses), iter(claims)
         return [_Answer(list(islice(ended, len(one.endings))), list(islice(taken, one.takes)), sent) for one in rounds]
 
-    def _promises(self, written: tuple[list[str | None], list[Claim]]) -> bool:
-        """Whether a power cut may not undo this: an end, or a beginning that counts, be it of a task that takes its machine down."""
+    def _is_promise(self, written: tuple[list[str | None], list[Claim]]) -> bool:
+        """Whether a power cut may not undo this: an end, or a beginning that counts. The next beat keeps all others."""
         statuses, claims = written
         return bool(statuses) or not all(claim.max_losses > 1 and self._tempo.is_quick(claim.type) for claim in claims)
 

@@ -28,8 +28,9 @@ from tower.settings import Settings, child_environment
 #: Folders asked for at once that are worth another process, and the seconds without any after which it ends.
 _MANY, _IDLE_S = 8, 60.0
 #: How long it may take for an answer, and how long it is left alone after it failed.
-_PATIENCE_S, _PAUSE_S = 10.0, 30.0
-_STOP_S = 5.0
+_PATIENCE_S, _PAUSE_S = 3.0, 30.0
+#: How long it may take to start, and to end.
+_START_S, _STOP_S = 30.0, 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Scribe:
         self._settings = settings
         self._process: subprocess.Popen[bytes] | None = None
         self._has_said_hello = False
-        self._rests_until = 0.0
+        self._launched_at = self._rests_until = 0.0
         self._is_stopping = False
         #: Held by whoever asks, and while it is started or stopped.
         self._turn = threading.Lock()
@@ -58,12 +59,19 @@ class Scribe:
             self._turn.release()
 
     def stop(self) -> None:
-        """Let it end, once it has done what it has in hand."""
-        with self._turn:
-            self._is_stopping = True
+        """Let it end, once it has done what it has in hand; kill it if that takes long."""
+        self._is_stopping = True
+        process = self._process
+        if not self._turn.acquire(timeout=_STOP_S):
+            if process:
+                process.kill()
+            self._turn.acquire()
+        try:
             process = self._process
             if process:
                 self._forget(process)
+        finally:
+            self._turn.release()
         if process:
             try:
                 process.wait(_STOP_S)
@@ -77,18 +85,20 @@ class Scribe:
             process = subprocess.Popen(  # noqa: S603  # our own program
                 [sys.executable, "-P", "-m", __name__],
                 # It finds the packages that we found, and no others.
-                env={**child_environment(), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env={**child_environment(), "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
                 start_new_session=True,  # Ctrl-C is for us; it ends with its input
             )
-            _write(process, {"database_url": self._settings.database_url, "trace_dir": str(self._settings.trace_dir)})
         except OSError as error:
             self._rest(error)
             return
-        self._process, self._has_said_hello = process, False
+        self._process, self._has_said_hello, self._launched_at = process, False, time.monotonic()
         threading.Thread(target=self._see_off, args=(process,), name="scribe", daemon=True).start()
+        told = {"database_url": self._settings.database_url, "trace_dir": str(self._settings.trace_dir)}
+        with suppress(OSError):  # it has ended already, which is seen when it is asked
+            _write(process, {"idle_s": _IDLE_S, "settings": told})
 
     def _see_off(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for its end, so that it leaves nothing behind, and another one can be started."""
@@ -104,15 +114,18 @@ class Scribe:
         try:
             if not self._has_said_hello:
                 if not _is_readable(process.stdout, 0):
-                    return {}  # it takes half a second to start
+                    if time.monotonic() - self._launched_at > _START_S:
+                        raise TimeoutError(f"it did not start within {_START_S:g} s")
+                    return {}  # it takes half a second
                 _read(process)
                 self._has_said_hello = True
             _write(process, ids)
             return {task_id: Mark(**told) for task_id, told in _read(process).items()}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             self._forget(process)
             process.kill()
-            self._rest(error)
+            if process.poll() != 0:  # else its time had passed just now
+                self._rest(error)
             return {}
 
     def _rest(self, why: object) -> None:
@@ -157,11 +170,14 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.disable()  # whoever asks meets the same trouble, and says it
-    settings = Settings(**json.loads(sys.stdin.buffer.readline()))
+    told = json.loads(sys.stdin.buffer.readline() or "{}")
+    if not told:
+        return
+    settings = Settings(**told["settings"])
     db.open_database(settings)
     with suppress(BrokenPipeError):  # nobody listens any more
         _say({})
-        while _is_readable(0, _IDLE_S) and (line := sys.stdin.buffer.readline()):
+        while _is_readable(0, told["idle_s"]) and (line := sys.stdin.buffer.readline()):
             _say(_made(settings.trace_dir, json.loads(line)))
 
 

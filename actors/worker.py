@@ -40,6 +40,8 @@ class WorkerProcess:
         self._nudger = nudger
         self._slots = slots
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        #: Those that the last beat was for.
+        self._beaten = set[tuple[str, int]]()
         self._busy = 0
         self._grace_over = False
         self._lock = threading.Lock()
@@ -188,7 +190,10 @@ class WorkerProcess:
         sent, ids = lease_time(embedded=self._settings.embedded), [task_id for task_id, _ in held]
         fault("beat.before")
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
-        kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=False)
+        # What began since the last one may not have been waited for: it counts from now on, also if it takes the machine down.
+        has_new = not self._beaten.issuperset(held)
+        kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=has_new)
+        self._beaten = set(held)
         for key, attempt in held.items():
             if key not in kept:
                 attempt.stop(LEASE_LOST)

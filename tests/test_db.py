@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import peewee
 import pytest
@@ -381,13 +382,14 @@ def test_threads_that_write_to_sqlite_share_a_connection(rows: Settings) -> None
         reading.clear()
 
 
-@pytest.fixture
-def waits(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """How often SQLite's disk was waited for, and what others saw at that moment; the disk fails once for each time that is said here."""
+@pytest.fixture(params=["a file", "a link to one"])
+def waits(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What others saw whenever the log of SQLite was waited for; the disk fails once for each time that is said here."""
     found: list[str] = []
-    real = sqlite._sync
+    real, path, named = sqlite._sync, tmp_path / "real" / "tower.db", tmp_path / "tower.db"
 
     def sync(file: int) -> None:
+        assert os.path.samestat(os.fstat(file), (path.parent / "tower.db-wal").stat())
         if "fail" in found:
             found.remove("fail")
             raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -396,7 +398,11 @@ def waits(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterato
         seen.join()
         real(file)
 
-    db.open_database(sqlite_settings)
+    path.parent.mkdir()
+    if request.param == "a link to one":
+        path.touch()
+        named.symlink_to(path)
+    db.open_database(Settings(database_url=f"sqlite:///{path if request.param == 'a file' else named}"))
     db.migrate()
     monkeypatch.setattr(sqlite, "_sync", sync)
     yield found
@@ -415,17 +421,66 @@ def test_what_sqlite_has_promised_waits_for_the_disk_after_its_commit(waits: lis
     assert waits == ["1", "3", "4"]
     assert [db.unit(lambda number=number: number, is_promise=lambda found: found > 1) for number in (1, 2)] == [1, 2]
     assert waits == ["1", "3", "4", "4"]
+    assert db.unit(lambda: db.database.execute_sql("PRAGMA synchronous").fetchone()) == (1,)
 
 
-def test_a_disk_that_did_not_take_the_log_has_to_take_the_file(waits: list[str], sqlite_settings: Settings) -> None:
-    """Asked again it would only say that there is nothing left to write."""
-    log = Path(sqlite_settings.database_url.removeprefix("sqlite:///") + "-wal")
+def test_one_wait_for_the_disk_serves_all_who_came_before_it(waits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nobody is served by one that had begun before he came."""
+    begun, go_on, count = threading.Event(), threading.Event(), list[int]()
+
+    def sync(file: int) -> None:
+        count.append(file)
+        begun.set()
+        go_on.wait(20)
+
+    monkeypatch.setattr(sqlite, "_sync", sync)
+    threads = [threading.Thread(target=r.insert) for _ in range(6)]
+    threads[0].start()
+    assert begun.wait(20)
+    for thread in threads[1:]:
+        thread.start()
+    wait_for("the others", lambda: db.read(lambda: Task.select().count()) == 6)
+    wait_for("them all to wait", lambda: sum("settle" in _frames(thread) for thread in threads) == 6)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert len(count) == 2
+
+
+def _frames(thread: threading.Thread) -> list[str]:
+    """Return the functions that a thread is in."""
+    frame, names = sys._current_frames().get(thread.ident or 0), []
+    while frame:
+        names.append(frame.f_code.co_name)
+        frame = frame.f_back
+    return names
+
+
+def test_a_disk_that_did_not_take_the_log_has_to_take_the_file(waits: list[str]) -> None:
+    """Asked again it would only say that there is nothing left to write. What was committed is not done again."""
+    runs: list[str] = []
     waits.append("fail")
-    task_id = r.insert()
-    assert (waits, log.stat().st_size) == ([], 0)
-    assert r.row(task_id)["status"] == "queued"
+    db.unit(lambda: runs.append(r.insert()))
+    assert (waits, len(runs)) == ([], 1)
+    assert Path(f"{os.path.realpath(db.database.obj.database)}-wal").stat().st_size == 0
+    assert r.row(runs[0])["status"] == "queued"
     r.insert()
     assert waits == ["2"]
+
+
+def test_a_commit_that_failed_is_done_again(waits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was worked out before it counts for nothing."""
+    real, failures = db.database.obj.commit, ["once"]
+
+    def commit() -> None:
+        if failures:
+            failures.pop()
+            raise peewee.OperationalError("disk I/O error")
+        real()
+
+    monkeypatch.setattr(db.database.obj, "commit", commit)
+    task_id = r.insert()
+    assert r.row(task_id)["status"] == "queued"
 
 
 def test_nothing_is_promised_while_neither_log_nor_file_can_be_written(waits: list[str]) -> None:
@@ -438,11 +493,50 @@ def test_nothing_is_promised_while_neither_log_nor_file_can_be_written(waits: li
     waits[:] = ["fail"]
     with pytest.raises(Unavailable, match=r"disk I/O error|log could not be brought"):
         db.unit(lambda: Task.update(title="b").execute(), patience_s=0.2)
-    with pytest.raises(Unavailable, match="log could not be brought"):
+    with pytest.raises(Unavailable, match=r"disk I/O error|log could not be brought"):
         db.unit(lambda: Task.update(title="c").execute(), patience_s=0.2)
     reader.close()
     db.unit(lambda: Task.update(title="d").execute())
     assert waits == []
+
+
+def test_a_process_without_free_descriptors_is_no_broken_disk(waits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log cannot be opened for a moment: nothing is promised, and nothing done twice."""
+    runs: list[str] = []
+    real, failures = os.open, ["once"]
+
+    def no_more(*arguments: Any, **options: Any) -> int:
+        if failures and str(arguments[0]).endswith("-wal"):
+            failures.pop()
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(*arguments, **options)
+
+    db._file.close()
+    monkeypatch.setattr(os, "open", no_more)
+    db.unit(lambda: runs.append(r.insert()))
+    assert (len(runs), waits, failures, db._file.has_failed) == (1, ["1"], [], False)
+
+
+def test_who_reads_in_turn_waits_for_a_writer_a_moment_only(waits: list[str]) -> None:
+    """It is one with the writers of this process, but a writer that hangs holds it up no longer than it has to."""
+    inside, go_on = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def work() -> None:
+        inside.set()
+        go_on.wait(20)
+        order.append("written")
+
+    writer = threading.Thread(target=lambda: db.unit(work))
+    writer.start()
+    assert inside.wait(20)
+    db.read(lambda: order.append("read"), in_turn=True)
+    threading.Timer(0.01, go_on.set).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(db, "_READ_TURN_S", 20)
+        db.read(lambda: order.append("read"), in_turn=True)
+    writer.join()
+    assert order == ["read", "written", "read"]
 
 
 def test_ids_sort_by_when_they_were_made() -> None:

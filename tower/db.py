@@ -42,12 +42,15 @@ _MOST_PREPARED = 300
 _MOST_VALUES = 250
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
 _writer = threading.RLock()
+#: How long who only reads waits for his turn.
+_READ_TURN_S = 0.05
 _log = logging.getLogger(__name__)
 
 
 def open_database(settings: Settings) -> None:
     """Point the models at the database of the settings; it connects when first used."""
     global _file  # noqa: PLW0603  # like `database`, one for the process
+    _file.close()
     trouble.end(writing=True)
     _file = File(_path(settings) if settings.database_url.startswith("sqlite") else None)
     if settings.database_url.startswith("sqlite"):
@@ -78,6 +81,7 @@ def close_database() -> None:
     """Close every connection of this process."""
     if database.obj is not None:
         database.close_all()
+    _file.close()
 
 
 def is_postgres() -> bool:
@@ -171,14 +175,18 @@ def unit(
     whose answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is asked before each further
     run for what an earlier one has done.
     """
-    runs = itertools.count()
+    runs, committed = itertools.count(), list[T]()
 
     def once_more() -> T:
+        if committed:  # only the disk is still waited for
+            return committed[0]
         if not is_postgres() and not database.in_transaction():
-            database.obj.commit_at_once()
+            database.obj.commit_without_waiting()
         with nullcontext() if is_one_statement and is_postgres() else database.atomic():
             done = recognise() if next(runs) and recognise else None
-            return work() if done is None else done
+            done = work() if done is None else done
+        committed.append(done)
+        return done
 
     return _patiently(once_more, patience_s, writing=True, in_turn=True, is_promise=is_promise)
 
@@ -186,8 +194,8 @@ def unit(
 def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False) -> T:
     """Run `work`, which only reads, outside a transaction, so that it never waits for a writer.
 
-    In turn, it is one of the many short steps between the writes of this process: on SQLite these take turns with those. At once, each
-    would have to get Python's lock back from the others after every statement, which took a fifth of the CPU.
+    In turn, it is one of the many short steps between the writes of this process: on SQLite these take turns with those, unless that takes
+    long. At once, each would have to get Python's lock back from the others after every statement, which took a fifth of the CPU.
     """
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
@@ -196,7 +204,7 @@ def _patiently(
     work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool, is_promise: bool | Callable[[T], bool] = False
 ) -> T:
     if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
-        with _turn(in_turn, patience_s):
+        with _turn(patience_s, writing=writing, in_turn=in_turn):
             done = work()
         if not database.in_transaction():
             _settle(done, is_promise)
@@ -204,7 +212,7 @@ def _patiently(
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            with _turn(in_turn, deadline - time.monotonic()), _connected(writing):
+            with _turn(deadline - time.monotonic(), writing=writing, in_turn=in_turn), _connected(writing):
                 done = work()
             _settle(done, is_promise)
             trouble.end(writing=writing)
@@ -242,17 +250,19 @@ def _connected(writing: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _turn(in_turn: bool, seconds: float) -> Iterator[None]:
-    """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody."""
-    if not in_turn or is_postgres():
-        yield
-    elif _writer.acquire(timeout=max(0.0, seconds)):
-        try:
-            yield
-        finally:
-            _writer.release()
-    else:
+def _turn(seconds: float, *, writing: bool, in_turn: bool) -> Iterator[None]:
+    """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody.
+
+    Who reads in turn waits for it a moment at most.
+    """
+    has_it = in_turn and not is_postgres() and _writer.acquire(timeout=max(0.0, seconds if writing else min(seconds, _READ_TURN_S)))
+    if writing and not has_it and not is_postgres():
         raise peewee.OperationalError("database is locked by other threads of this process")
+    try:
+        yield
+    finally:
+        if has_it:
+            _writer.release()
 
 
 _file = File()
@@ -265,8 +275,8 @@ def _settle(done: T, is_promise: bool | Callable[[T], bool]) -> None:
     if not _file.has_failed:
         _file.settle()
         return
-    with _turn(in_turn=True, seconds=1.0), nullcontext() if not database.is_closed() else _connected(writing=True):
-        _file.pour(database.obj)
+    with _turn(1.0, writing=True, in_turn=True), nullcontext() if not database.is_closed() else _connected(writing=True):
+        _file.checkpoint(database.obj)
 
 
 def _has_no_tables(error: BaseException) -> bool:
@@ -340,7 +350,7 @@ def aside(column: str) -> str:
 def lock_for_dispatch() -> None:
     """Let one transaction at a time decide what may start.
 
-    Its commit does not wait for the disk: a claim's does, and nothing else comes of a decision.
+    Its commit does not wait for the disk: whatever comes of a decision does, and is behind it in the log.
     """
     if is_postgres():  # in SQLite BEGIN IMMEDIATE has done it
         lasts = "set_config('synchronous_commit', 'off', true)"

@@ -9,12 +9,12 @@ from pathlib import Path
 import peewee
 from playhouse.pool import PoolConnection, PooledSqliteDatabase
 
-#: Python has it on Linux alone; elsewhere the whole of a file's state is waited for.
+#: Where there is no fdatasync, as on macOS, what SQLite itself would call.
 _sync = getattr(os, "fdatasync", os.fsync)
 
 
 #: Pages of the log, of 4 kB, after which a writer brings them into the file: it waits for the disk twice, and others for it.
-_POURED_PAGES = 8000
+_CHECKPOINT_PAGES = 8000
 
 
 class _Session(sqlite3.Connection):
@@ -34,7 +34,7 @@ class Sqlite(PooledSqliteDatabase):
                 "synchronous": 2,
                 "foreign_keys": 1,
                 "busy_timeout": 5000,
-                "wal_autocheckpoint": _POURED_PAGES,
+                "wal_autocheckpoint": _CHECKPOINT_PAGES,
             },
             # A transaction that reads first could otherwise not upgrade its lock, whatever the timeout.
             lock_type="IMMEDIATE",
@@ -80,7 +80,7 @@ class Sqlite(PooledSqliteDatabase):
                 self._close_raw(pen)
             super().close_idle()
 
-    def commit_at_once(self) -> None:
+    def commit_without_waiting(self) -> None:
         """Let the commits of this connection not wait for the disk; whoever has promised something waits after them, see `File.settle`."""
         session: _Session = self.connection()
         if session.waits:
@@ -106,6 +106,11 @@ class File:
         #: Whether the disk could not take the log. Asked again it would say that all is well, and it is not: what is in the log is safe
         #: only once it has reached the file itself.
         self.has_failed = False
+        #: The log, kept open: a descriptor is told of a failure once, whoever else has heard of it.
+        self._log: int | None = None
+        #: How often the disk was waited for: begun, and the number of the last that ended well.
+        self._begun = self._ended = 0
+        self._lock = threading.Lock()
 
     def check(self) -> None:
         """Raise OperationalError if it is another file now, or none."""
@@ -125,21 +130,52 @@ class File:
     def settle(self) -> None:
         """Wait until the disk has everything that was committed before; raise OperationalError if it cannot take it.
 
-        It waits outside of transactions, as SQLite does not: meanwhile others write, and one wait serves all who committed before it.
+        It waits outside of transactions, as SQLite does not: meanwhile others write. A wait serves all who came before it began.
         """
-        try:
-            log = os.open(f"{os.path.realpath(str(self._path))}-wal", os.O_RDONLY)
+        before = self._begun
+        with self._lock:
+            if self.has_failed:
+                raise peewee.OperationalError("disk I/O error: the log could not be written")
+            if self._ended > before:
+                return
+            self._begun += 1
+            number = self._begun
             try:
-                _sync(log)
-            finally:
-                os.close(log)
-        except FileNotFoundError:
-            return  # the last connection has closed, so SQLite has poured the log into the file and waited for the disk
-        except OSError as error:
-            self.has_failed = True
-            raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
+                log = self._open_log()
+            except OSError as error:
+                raise peewee.OperationalError(f"the log cannot be opened: {error.strerror}") from error
+            try:
+                if log is not None:
+                    _sync(log)
+            except OSError as error:
+                self.has_failed = True
+                raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
+            self._ended = number
 
-    def pour(self, database: Sqlite) -> None:
+    def _open_log(self) -> int | None:
+        """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file.
+
+        To close it is safe, since SQLite's locks are on other files: those on a file are let go when any descriptor of it is closed.
+        """
+        path = f"{os.path.realpath(str(self._path))}-wal"
+        try:
+            now = os.stat(path)
+        except FileNotFoundError:
+            self.close()
+            return None
+        if self._log is not None and not os.path.samestat(os.fstat(self._log), now):
+            self.close()
+        if self._log is None:
+            self._log = os.open(path, os.O_RDONLY)
+        return self._log
+
+    def close(self) -> None:
+        """Let the log go."""
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
+
+    def checkpoint(self, database: Sqlite) -> None:
         """Bring the log into the file and wait for the disk; raise OperationalError if that cannot be done."""
         is_busy = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         if is_busy:

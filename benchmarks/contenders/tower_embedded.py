@@ -17,7 +17,7 @@ os.environ.update(
 )
 
 VENV = "venv-tower"
-SETTINGS = "in the client's process, 16 slots, SQLite synchronous=FULL; events and traces on"
+SETTINGS = "in the client's process, 16 slots, each accepted task and each end synced to the disk; events and traces on"
 WORKERS: list[str] = []
 
 app = build(load())

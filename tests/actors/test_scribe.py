@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -112,17 +113,36 @@ def test_one_that_dies_or_hangs_delays_folders_and_harms_none(
     assert ready(tracer._scribe).pid != found.pid
 
 
-def test_it_ends_when_it_has_had_nothing_to_do(tracer: Tracer, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_ends_when_it_has_had_nothing_to_do(tracer: Tracer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """That is no trouble: the next one starts at once."""
-    ready(tracer._scribe)
-    asked = tracer._scribe._process
-    assert asked
-    assert asked.stdin
+    monkeypatch.setattr(scribe, "_IDLE_S", 0.2)
     with caplog.at_level(logging.WARNING):
-        asked.stdin.close()  # as if its time had passed
+        found = ready(tracer._scribe)
         wait_for("its end", lambda: tracer._scribe._process is None)
+        assert not found.is_running()
         ready(tracer._scribe)
     assert caplog.records == []
+
+
+def test_it_is_told_nothing_that_opens_the_tower(tracer: Tracer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOWER_KEY", "a key of somebody's")
+    monkeypatch.setenv("DATABASE_URL", "postgres://somebody:secret@host/tower")
+    found = ready(tracer._scribe)
+    assert not {"TOWER_KEY", "DATABASE_URL"} & set(found.environ())
+    assert "secret" not in " ".join(found.cmdline())
+
+
+def test_one_that_hangs_holds_up_nobody_who_stops(tracer: Tracer) -> None:
+    """It is killed, and whoever waits for its answer goes on."""
+    found = ready(tracer._scribe)
+    found.suspend()
+    asking = threading.Thread(target=tracer._scribe.make, args=(ended(),))
+    asking.start()
+    wait_for("the question", tracer._scribe._turn.locked)
+    tracer.stop()
+    asking.join(2)
+    assert not asking.is_alive()
+    assert not found.is_running()
 
 
 def test_it_ends_with_whoever_started_it(tracer: Tracer) -> None:

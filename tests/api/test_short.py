@@ -69,6 +69,16 @@ def test_what_comes_in_pieces_takes_the_long_way(short: Tower, port: int) -> Non
         assert connection.recv(12) == b"HTTP/1.1 500"
 
 
+def test_a_body_without_a_length_has_its_limit_on_both_ways(api: Tower) -> None:
+    def too_much() -> Iterator[bytes]:
+        for _ in range(11):
+            yield b" " * 1_000_000
+
+    for path in ("/tasks/enqueue", "/tasks/enqueue/batch"):
+        answer = api.client.post(path, content=too_much(), headers={"content-type": "application/json"})
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
 def test_a_child_takes_the_long_way(short: Tower) -> None:
     """Its parent is looked up."""
     parent = short.enqueue("echo")

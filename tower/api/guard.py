@@ -72,9 +72,12 @@ class Guard:
             if started:
                 raise
             # Cancelled: the server stops and has waited long enough; whether the request did its work, nobody knows here.
-            answer = (
-                problem(503, "stopping", STOPPING, headers=_SOON) if isinstance(error, asyncio.CancelledError) else unexpected(scope, error)
-            )
+            if isinstance(error, asyncio.CancelledError):
+                answer = problem(503, "stopping", STOPPING, headers=_SOON)
+            elif isinstance(error, HTTPException) and error.status_code == 413:
+                answer = problem(413, "body_too_large", TOO_LARGE)
+            else:
+                answer = unexpected(scope, error)
             await answer(scope, receive, send_guarded)
 
     def _refuse(self, scope: Scope, headers: Headers) -> Response | None:
