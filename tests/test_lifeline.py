@@ -1,5 +1,6 @@
 """Lifelines: what a lock file proves, and what it does not."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -89,3 +90,20 @@ def test_a_dead_workers_file_is_removed_and_a_live_ones_is_not(tmp_path: Path) -
     lifeline.drop(tmp_path, "new", lifeline.hold(tmp_path, "new"))
     assert [path.name for path in tmp_path.iterdir()] == ["alive.lock"]
     lifeline.drop(tmp_path, "alive", alive)
+
+
+def test_files_that_were_let_go_long_ago_are_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Towers whose databases are gone leave them; a young one may be about to be locked."""
+    (tmp_path / "old.lock").touch()
+    os.utime(tmp_path / "old.lock", (0, 0))
+    (tmp_path / "young.lock").touch()
+    lifeline.make_own(tmp_path)
+    seen: list[str] = []
+    real = lifeline._is_held
+    monkeypatch.setattr(lifeline, "_is_held", lambda where, worker_id: seen.append(worker_id) or real(where, worker_id))
+    assert lifeline.held(tmp_path) == set()
+    file = os.open(tmp_path / "young.lock", os.O_RDWR)
+    fcntl.flock(file, fcntl.LOCK_EX)
+    assert lifeline.held(tmp_path) == {"young"}
+    os.close(file)
+    assert sorted(seen) == ["old", "young", "young"]

@@ -5,11 +5,17 @@ import logging
 import os
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tower.host import ProcessId, hostname, pid_space
 
 _WEEK_S = 7 * 86_400
+
+#: A file that is younger may be one that its worker is about to lock.
+_NEW_S = 60.0
+#: Files that were let go, which no other worker will ever lock: hundreds of them, left by towers whose databases are gone, cost nothing.
+_let_go = set[Path]()
 
 _log = logging.getLogger(__name__)
 
@@ -49,9 +55,18 @@ def drop(where: Path, worker_id: str, file: int | None) -> None:
 def held(where: Path) -> set[str]:
     """Return the workers whose files are locked now."""
     try:
-        return {path.stem for path in where.glob("*.lock") if _is_held(where, path.stem)}
+        return {path.stem for path in where.glob("*.lock") if path not in _let_go and _is_held_still(where, path)}
     except OSError:
         return set()
+
+
+def _is_held_still(where: Path, path: Path) -> bool:
+    is_held = _is_held(where, path.stem)
+    if is_held is False:
+        with suppress(FileNotFoundError):  # somebody has removed it just now
+            if time.time() - path.stat().st_mtime > _NEW_S:
+                _let_go.add(path)
+    return bool(is_held)
 
 
 def is_dead(where: Path, worker_id: str, process: ProcessId, host: str) -> bool:
