@@ -129,6 +129,8 @@ class Scribe:
             return {}
 
     def _rest(self, why: object) -> None:
+        if self._is_stopping:
+            return
         _log.warning("folders are made without the scribe for %g s: %s", _PAUSE_S, why)
         self._rests_until = time.monotonic() + _PAUSE_S
 

@@ -23,7 +23,7 @@ from tower.errors import SettingsError, Unavailable
 from tower.faults import fault
 from tower.settings import Settings
 from tower.sqlite import File, Sqlite
-from tower.trouble import Trouble, explain, is_outage
+from tower.trouble import Trouble, explain, is_of_writing, is_outage
 
 T = TypeVar("T")
 
@@ -223,7 +223,7 @@ def _patiently(
             if not is_outage(error):
                 raise
             if time.monotonic() + pause > deadline:
-                trouble.begin(explain(error), writing=writing)
+                trouble.begin(explain(error), writing=writing and is_of_writing(error))
                 raise Unavailable(explain(error), code="database_unavailable") from error
             _log.debug("trying again: %s", explain(error))
         time.sleep(pause * random.uniform(0.5, 1.5))  # so that many threads do not come back in step

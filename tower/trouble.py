@@ -20,6 +20,11 @@ _MEANINGS = (
         "Somebody holds a lock on the database for too long",
     ),
     (
+        ("disk i/o error", "log could not be", "log cannot be"),
+        ("58030",),
+        "The disk of the database does not take what is written; the system's log says more",
+    ),
+    (
         ("malformed", "not a database"),
         ("XX001", "XX002"),
         "The database file is damaged; stop the tower and restore a backup",
@@ -28,6 +33,8 @@ _MEANINGS = (
     (("max connections exceeded",), (), "Every database connection of this process is in use; raise TOWER_DB_POOL"),
     (("too many clients",), ("53300",), "The database takes no more connections; raise its limit or lower TOWER_DB_POOL"),
 )
+#: Those that say nothing of reading.
+_OF_WRITING = _MEANINGS[:4]
 #: What psycopg2 files under mistakes of the program, though Postgres or its administrator is at fault: read-only, ended, damaged.
 _NO_MISTAKE = ("25006", "25P03", "25P04", "XX")
 
@@ -49,11 +56,23 @@ def first_of(error: BaseException) -> BaseException:
 
 def explain(error: BaseException) -> str:
     """Return what the failure means, and what the database said."""
+    said, meaning = _said(error), _meaning(error)
+    return f"{meaning[-1]} ({said})." if meaning else f"The database does not answer: {said}."
+
+
+def is_of_writing(error: BaseException) -> bool:
+    """Whether reading may work all the same, so that a read that works does not end it."""
+    return _meaning(error) in _OF_WRITING
+
+
+def _said(error: BaseException) -> str:
     error = first_of(error)
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    code, low = _code(error), said.lower()
-    meaning = next((meaning for words, codes, meaning in _MEANINGS if code in codes or any(word in low for word in words)), None)
-    return f"{meaning} ({said})." if meaning else f"The database does not answer: {said}."
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def _meaning(error: BaseException) -> tuple[tuple[str, ...], tuple[str, ...], str] | None:
+    code, low = _code(first_of(error)), _said(error).lower()
+    return next((known for known in _MEANINGS if code in known[1] or any(word in low for word in known[0])), None)
 
 
 def is_outage(error: BaseException) -> bool:

@@ -118,8 +118,7 @@ def test_it_ends_when_it_has_had_nothing_to_do(tracer: Tracer, monkeypatch: pyte
     monkeypatch.setattr(scribe, "_IDLE_S", 0.2)
     with caplog.at_level(logging.WARNING):
         found = ready(tracer._scribe)
-        wait_for("its end", lambda: tracer._scribe._process is None)
-        assert not found.is_running()
+        wait_for("its end", lambda: tracer._scribe._process is None and not found.is_running())
         ready(tracer._scribe)
     assert caplog.records == []
 
@@ -142,13 +141,13 @@ def test_one_that_hangs_holds_up_nobody_who_stops(tracer: Tracer) -> None:
     tracer.stop()
     asking.join(2)
     assert not asking.is_alive()
-    assert not found.is_running()
+    wait_for("its end", lambda: scribe_of(os.getpid()) is None)
 
 
 def test_it_ends_with_whoever_started_it(tracer: Tracer) -> None:
     found = ready(tracer._scribe)
     tracer.stop()
-    assert not found.is_running()
+    wait_for("its end", lambda: not found.is_running())
     assert tracer._scribe.make(ended()) == {}
     assert scribe_of(os.getpid()) is None
 
