@@ -21,7 +21,7 @@ _MEANINGS = (
     ),
     (
         ("disk i/o error", "log could not be", "log cannot be"),
-        ("58030",),
+        (),
         "The disk of the database does not take what is written; the system's log says more",
     ),
     (
