@@ -21,10 +21,10 @@ def test_it_is_held_until_the_last_descriptor_is_closed(tmp_path: Path) -> None:
     assert file is not None
     guardian = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(file,))
     os.close(file)
-    assert lifeline.held(tmp_path) == {"w"}
+    assert lifeline.known(tmp_path) == {"w": True}
     assert not lifeline.is_dead(tmp_path, "w", OLD, hostname())
     guardian.communicate(b"\n")
-    wait_for("its end", lambda: lifeline.held(tmp_path) == set())
+    wait_for("its end", lambda: lifeline.known(tmp_path) == {"w": False})
     assert lifeline.is_dead(tmp_path, "w", OLD, hostname())
 
 
@@ -101,9 +101,9 @@ def test_files_that_were_let_go_long_ago_are_looked_at_once(tmp_path: Path, monk
     seen: list[str] = []
     real = lifeline._is_held
     monkeypatch.setattr(lifeline, "_is_held", lambda where, worker_id: seen.append(worker_id) or real(where, worker_id))
-    assert lifeline.held(tmp_path) == set()
+    assert lifeline.known(tmp_path) == {"old": False, "young": False}
     file = os.open(tmp_path / "young.lock", os.O_RDWR)
     fcntl.flock(file, fcntl.LOCK_EX)
-    assert lifeline.held(tmp_path) == {"young"}
+    assert lifeline.known(tmp_path) == {"young": True}
     os.close(file)
     assert sorted(seen) == ["old", "young", "young"]

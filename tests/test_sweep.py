@@ -148,7 +148,7 @@ def test_a_worker_that_dies_on_this_machine_is_noticed_between_two_passes(rows: 
     sweep = Sweep(settings, nudges)  # type: ignore[arg-type]
     sweep.start()
     try:
-        wait_for("its first look", lambda: sweep._alive == {"w1"})
+        wait_for("its first look", lambda: sweep._seen == {"w1": True})
         assert r.row(claim.id)["status"] == RUNNING
         os.close(file)
         wait_for("the pass", lambda: r.row(claim.id)["status"] == QUEUED)

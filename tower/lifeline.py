@@ -52,12 +52,12 @@ def drop(where: Path, worker_id: str, file: int | None) -> None:
         os.close(file)
 
 
-def held(where: Path) -> set[str]:
-    """Return the workers whose files are locked now."""
+def known(where: Path) -> dict[str, bool]:
+    """Return the workers that have a file, and whether it is locked now; those that let it go long ago are left out."""
     try:
-        return {path.stem for path in where.glob("*.lock") if path not in _let_go and _is_held_still(where, path)}
+        return {path.stem: _is_held_still(where, path) for path in where.glob("*.lock") if path not in _let_go}
     except OSError:
-        return set()
+        return {}
 
 
 def _is_held_still(where: Path, path: Path) -> bool:

@@ -55,8 +55,10 @@ class Sweep:
         #: What the broker's memory was known by last.
         self._epoch: str | None = None
         self._lifelines = lifeline.folder(settings.run_dir)
-        #: The workers of this machine that lived when we last looked.
-        self._alive: set[str] = set()
+        #: The workers of this machine, and whether they lived, when we last looked.
+        self._seen: dict[str, bool] = {}
+        #: Looks that are passes: a worker lets its file go just before the system has done with it.
+        self._passes = 0
 
     def start(self) -> None:
         """Run a pass now and one every TOWER_SWEEP_S in a thread."""
@@ -85,8 +87,12 @@ class Sweep:
         end = time.monotonic() + pause
         look_s = _LOOK_S if self._watched else _IDLE_LOOK_S
         while not self._stopping.wait(max(0.0, min(look_s, end - time.monotonic()))):
-            before, self._alive = self._alive, lifeline.held(self._lifelines)
-            if before - self._alive or time.monotonic() >= end:
+            before, self._seen = self._seen, lifeline.known(self._lifelines)
+            # Also one that nobody has seen alive: it lived for less than the time between two looks.
+            if any(not lives and before.get(worker, True) for worker, lives in self._seen.items()) or _has_gone(before, self._seen):
+                self._passes = 2
+            if self._passes or time.monotonic() >= end:
+                self._passes = max(0, self._passes - 1)
                 return False
         return True
 
@@ -247,3 +253,8 @@ def _without_worker(lease_s: float) -> list[str]:
     served = {queue for worker in queries.live_workers(lease_s) for queue in worker["queues"]}
     rows = Task.select(Task.id, Task.queue).where(Task.status == DISPATCHED).limit(_LIMIT).dicts()
     return [row["id"] for row in rows if row["queue"] not in served]
+
+
+def _has_gone(before: dict[str, bool], now: dict[str, bool]) -> bool:
+    """Whether the file of a worker that lived has been removed."""
+    return any(lived and worker not in now for worker, lived in before.items())

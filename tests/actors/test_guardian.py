@@ -165,9 +165,9 @@ def test_a_worker_is_not_dead_while_its_guardian_is_at_work(lost: list[str], tmp
     first.kill()
     guardian_of(os.getpid(), besides=first)
     os.close(file)
-    assert lifeline.held(tmp_path) == {"w"}
+    assert lifeline.known(tmp_path) == {"w": True}
     made.stop()
-    assert lifeline.held(tmp_path) == set()
+    assert lifeline.known(tmp_path) == {"w": False}
 
 
 def test_a_guardian_that_does_not_listen_is_replaced(guard: Guard, family: Family) -> None:
