@@ -11,13 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.attempt import Attempt
-from tests import rows as r
 from tests.conftest import Tower
 from tower import db
 from tower.masking import HIDDEN, SHORTEST, Mask
 from tower.models import TABLES
-from tower.settings import Settings
 
 _TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n\x00"), max_size=30)
 _SECRETS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp")), min_size=SHORTEST, max_size=60)
@@ -163,17 +160,6 @@ def test_a_secret_of_a_command_is_nowhere_to_be_found(
     for form, text in forms.items():
         assert not [place for place in texts if text.strip() in place], form
     assert "secret://PLANTED" in texts[0]
-
-
-def test_a_handler_of_ones_own_hides_what_it_asked_for(rows: Settings, planted: str) -> None:
-    """In its log from then on, wherever it says it."""
-    attempt = Attempt(r.running(), rows)
-    assert attempt.secret("PLANTED") == planted
-    attempt.log(f"the token is {planted}.\nAgain: {json.dumps(planted)}")
-    assert [line.partition("] ")[2] for part in attempt.take_tail() for line in part.text.splitlines()] == [
-        "the token is ***.",
-        'Again: "***"',
-    ]
 
 
 def test_what_is_told_of_the_end_of_an_output_does_not_begin_in_a_secret(sqlite_tower: Tower, planted: str) -> None:

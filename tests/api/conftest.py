@@ -43,12 +43,6 @@ def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         server.execute("DROP DATABASE api WITH (FORCE)")
 
 
-@pytest.fixture
-def rows() -> None:
-    """Refuse tests that open a database of their own: the process has one, and to close it under the package's tower ends in a crash."""
-    pytest.fail("tests of rows stand outside tests/api")
-
-
 @pytest.fixture(scope="package")
 def port(api: Tower) -> Iterator[int]:
     """The port of a real server before the same app, for what only sockets show."""
