@@ -16,6 +16,7 @@ import pytest
 
 from actors.trace import Tracer
 from tests import rows as r
+from tests.folders import contents
 from tests.servers import Redis, free_port
 from tower import db, fsck, host, leases, lifecycle
 from tower.broker import Nudger, open_broker
@@ -59,10 +60,6 @@ def look(settings: Settings) -> list[Result]:
 
 def repair(settings: Settings) -> list[Result]:
     return list(fsck.run(settings, Tracer(settings).rebuild))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def everything(settings: Settings) -> Any:

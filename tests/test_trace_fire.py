@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from actors.trace import Tracer
 from tests.acceptance.stack import Stack
 from tests.conftest import BASE, LOCAL, Tower
+from tests.folders import contents
 from tests.servers import wait_for
 from tower.main import build
 from tower.settings import Settings
@@ -90,10 +91,6 @@ def own_tower(settings: Settings, disk: Disk) -> Iterator[Tower]:
     with TestClient(build(settings), base_url=BASE, client=LOCAL) as client:
         wait_for("a worker", lambda: client.get("/health/ready").json()["workers"] > 0)
         yield Tower(client, settings)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def is_whole(tower: Tower, task_id: str, tmp_path: Path) -> bool:

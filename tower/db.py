@@ -188,7 +188,7 @@ def unit(
         committed.append(done)
         return done
 
-    return _patiently(once_more, patience_s, writing=True, in_turn=True, is_promise=is_promise)
+    return _patiently(once_more, patience_s, writing=True, is_promise=is_promise)
 
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False) -> T:
@@ -201,7 +201,7 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
 
 
 def _patiently(
-    work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool, is_promise: bool | Callable[[T], bool] = False
+    work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool = False, is_promise: bool | Callable[[T], bool] = False
 ) -> T:
     if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
         with _turn(patience_s, writing=writing, in_turn=in_turn):
@@ -250,13 +250,16 @@ def _connected(writing: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _turn(seconds: float, *, writing: bool, in_turn: bool) -> Iterator[None]:
+def _turn(seconds: float, *, writing: bool, in_turn: bool = False) -> Iterator[None]:
     """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody.
 
     Who reads in turn waits for it a moment at most.
     """
-    has_it = in_turn and not is_postgres() and _writer.acquire(timeout=max(0.0, seconds if writing else min(seconds, _READ_TURN_S)))
-    if writing and not has_it and not is_postgres():
+    if is_postgres() or not (writing or in_turn):
+        yield
+        return
+    has_it = _writer.acquire(timeout=max(0.0, seconds if writing else min(seconds, _READ_TURN_S)))
+    if writing and not has_it:
         raise peewee.OperationalError("database is locked by other threads of this process")
     try:
         yield
@@ -275,7 +278,7 @@ def _settle(done: T, is_promise: bool | Callable[[T], bool]) -> None:
     if not _file.has_failed:
         _file.settle()
         return
-    with _turn(1.0, writing=True, in_turn=True), nullcontext() if not database.is_closed() else _connected(writing=True):
+    with _turn(1.0, writing=True), nullcontext() if not database.is_closed() else _connected(writing=True):
         _file.checkpoint(database.obj)
 
 

@@ -11,8 +11,6 @@ from playhouse.pool import PoolConnection, PooledSqliteDatabase
 
 #: Where there is no fdatasync, as on macOS, what SQLite itself would call.
 _sync = getattr(os, "fdatasync", os.fsync)
-
-
 #: Pages of the log, of 4 kB, after which a writer brings them into the file: it waits for the disk twice, and others for it.
 _CHECKPOINT_PAGES = 8000
 
@@ -139,7 +137,6 @@ class File:
             if self._ended > before:
                 return
             self._begun += 1
-            number = self._begun
             try:
                 log = self._open_log()
             except OSError as error:
@@ -150,7 +147,7 @@ class File:
             except OSError as error:
                 self.has_failed = True
                 raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
-            self._ended = number
+            self._ended = self._begun
 
     def _open_log(self) -> int | None:
         """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file.

@@ -88,8 +88,8 @@ class Sweep:
         look_s = _LOOK_S if self._watched else _IDLE_LOOK_S
         while not self._stopping.wait(max(0.0, min(look_s, end - time.monotonic()))):
             before, self._seen = self._seen, lifeline.known(self._lifelines)
-            # Also one that nobody has seen alive: it lived for less than the time between two looks.
-            if any(not lives and before.get(worker, True) for worker, lives in self._seen.items()) or _has_gone(before, self._seen):
+            # One that nobody has seen yet may have lived for less than the time between two looks.
+            if (_alive(before) | (self._seen.keys() - before.keys())) - _alive(self._seen):
                 self._passes = 2
             if self._passes or time.monotonic() >= end:
                 self._passes = max(0, self._passes - 1)
@@ -255,6 +255,5 @@ def _without_worker(lease_s: float) -> list[str]:
     return [row["id"] for row in rows if row["queue"] not in served]
 
 
-def _has_gone(before: dict[str, bool], now: dict[str, bool]) -> bool:
-    """Whether the file of a worker that lived has been removed."""
-    return any(lived and worker not in now for worker, lived in before.items())
+def _alive(seen: dict[str, bool]) -> set[str]:
+    return {worker for worker, lives in seen.items() if lives}

@@ -11,6 +11,7 @@ import pytest
 
 from actors.trace import Tracer
 from tests.acceptance.stack import PROGRAMS, Stack
+from tests.folders import contents
 from tests.processes import scribe_of
 from tests.servers import wait_for
 from tower import db, fsck
@@ -31,10 +32,6 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
     made = Stack(tmp_path)
     yield made
     made.close()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("point", "nth"), PASSINGS)

@@ -15,6 +15,7 @@ from actors import scribe
 from actors.scribe import Scribe
 from actors.trace import Tracer
 from tests import rows as r
+from tests.folders import contents
 from tests.processes import scribe_of
 from tests.servers import wait_for
 from tower import db, lifecycle, trace
@@ -48,10 +49,6 @@ def ready(asked: Scribe) -> psutil.Process:
     found = scribe_of(os.getpid())
     assert found
     return found
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_it_writes_what_its_worker_would(tracer: Tracer, rows: Settings, tmp_path: Path) -> None:

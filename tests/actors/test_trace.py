@@ -16,6 +16,7 @@ import pytest
 
 from actors.trace import Tracer
 from tests import rows as r
+from tests.folders import contents
 from tower import db, leases, lifecycle, trace
 from tower.errors import NotFound
 from tower.folder import open_folder
@@ -110,12 +111,12 @@ def test_a_folder_written_at_once_equals_one_that_grew(tracer: Tracer, rows: Set
     end(claim)
     tracer.trace(claim.id)
     folder = rows.trace_dir / claim.id
-    grown = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    grown = contents(folder)
     folder.rename(rows.trace_dir / "old")
     db.unit(lambda: Task.update(traced_seq=0, traced_bytes=0).execute())
     tracer.trace(claim.id)
-    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == grown
-    assert Path("artifacts/a/b.txt") in grown
+    assert contents(folder) == grown
+    assert "artifacts/a/b.txt" in grown
 
 
 def test_a_disk_that_fails_delays_the_trace_and_loses_nothing(tracer: Tracer, rows: Settings) -> None:
@@ -232,11 +233,6 @@ def test_what_was_taken_from_a_whole_folder_comes_back_when_it_is_touched(tracer
     tracer.trace(claim.id)
     assert contents(folder) == before
     assert trace.is_complete(r.row(claim.id))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file of a folder, hidden ones too."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.slow

@@ -50,11 +50,12 @@ def _may_be_plain(scope: Scope) -> bool:
 
 def _plain(message: Message) -> TaskSpec | None:
     """Return the task that a message holds; None if it has to be looked at with more care."""
-    if message["type"] != "http.request" or message.get("more_body") or is_large(message.get("body", b"")):
+    body = message.get("body", b"")
+    if message["type"] != "http.request" or message.get("more_body") or is_large(body):
         return None
     try:
-        spec = TaskSpec.model_validate(jsontext.loads(message["body"]))
-    except (jsontext.BadJson, ValidationError, KeyError):
+        spec = TaskSpec.model_validate(jsontext.loads(body))
+    except (jsontext.BadJson, ValidationError):
         return None
     return None if spec.parent_id else spec
 
