@@ -50,7 +50,7 @@ class Crew(Middleware):
         self._settings = settings
         self._registry = registry
         self._nudger = Nudger(broker)
-        self._dispatcher = Dispatcher(settings, self._nudger, self._offer)
+        self._dispatcher = Dispatcher(settings, self._nudger, self._offer, self._turnover)
         self._tracer = Tracer(settings)
         self._runner: Runner | None = None
         self._worker: WorkerProcess | None = None
@@ -95,6 +95,9 @@ class Crew(Middleware):
 
     def _offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
         return nudges if self._runner is None or self._is_leaving else self._runner.offer(nudges)
+
+    def _turnover(self) -> float:
+        return self._worker.take_turnover() if self._worker else 0.0
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Make room for the control actors beside the slots, and start beating."""

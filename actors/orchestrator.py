@@ -13,7 +13,7 @@ from peewee import Tuple, ValuesList
 
 from tower import db, lifecycle, load, queries
 from tower.broker import Nudger, handler_actor
-from tower.decision import CONCURRENCY_KEY, KEY, RATE_LIMIT, TYPE, Load, Row, choose, obstacle
+from tower.decision import CONCURRENCY_KEY, KEY, PREFETCH, RATE_LIMIT, TYPE, Load, Row, choose, obstacle
 from tower.faults import fault
 from tower.models import RUNNING, Task
 from tower.reminders import Nudge
@@ -21,6 +21,8 @@ from tower.settings import Settings
 
 #: A task that waits no longer than that is new: the nudge that came with it is on its way. So many of those asked about are looked up.
 _NEW_S, _MOST_ASKED = 0.05, 10
+#: As many tasks wait at the workers as have ended since the last pass, but per slot no more than this.
+_MOST_AHEAD = 8.0
 #: Waiting tasks looked at together.
 PAGE = 200
 #: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
@@ -35,10 +37,16 @@ Offer = Callable[[Sequence[Nudge]], Sequence[Nudge]]
 class Dispatcher:
     """Runs passes; nudges that arrive while one runs are answered together by the next."""
 
-    def __init__(self, settings: Settings, nudger: Nudger, offer: Offer = lambda nudges: nudges) -> None:
+    def __init__(
+        self, settings: Settings, nudger: Nudger, offer: Offer = lambda nudges: nudges, turnover: Callable[[], float] = float
+    ) -> None:
         self._settings = settings
         self._nudger = nudger
         self._offer = offer
+        #: Returns how many tasks a slot has ended since this was asked last.
+        self._turnover = turnover
+        #: How many tasks may wait at the workers, per slot: those that will end before there is another pass.
+        self._ahead = PREFETCH
         self._was_of_use = False
         #: Whether the last pass found no room for more: then every end of a task makes some.
         self._was_cut_short = False
@@ -78,10 +86,12 @@ class Dispatcher:
         self._due_at = None
         ready = db.read(partial(queries.ready, asked[-_MOST_ASKED:]), in_turn=True)
         if ready is None:
+            self._turnover()  # what ended while nothing waited says little of what comes
             return 0
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
             self._due_at = time.monotonic() + _NEW_S
             return 0
+        self._ahead = min(max(PREFETCH, self._turnover()), _MOST_AHEAD)
         # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
         if not self._was_of_use and not db.read(self._is_needed, in_turn=True):
             return 0
@@ -118,7 +128,7 @@ class Dispatcher:
 
     def _walk(self) -> Iterator[list[str]]:
         """Yield, page by page, which tasks may start; note when a rate frees one that may not."""
-        walk = Walk(load.read(self._settings.lease_s))
+        walk = Walk(load.read(self._settings.lease_s, self._ahead))
         while walk.goes_on:
             yield walk.step()
             if walk.frees_at is not None:

@@ -40,6 +40,8 @@ class WorkerProcess:
         self._nudger = nudger
         self._slots = slots
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        #: How many have ended since `take_turnover` was asked last.
+        self._ended = 0
         #: Those that the last beat was for.
         self._beaten = set[tuple[str, int]]()
         self._busy = 0
@@ -138,6 +140,13 @@ class WorkerProcess:
         """Beat for it no more."""
         with self._lock:
             self._attempts.pop((attempt.id, attempt.attempt), None)
+            self._ended += 1
+
+    def take_turnover(self) -> float:
+        """Return how many attempts a slot has ended, on average, since this was asked last."""
+        with self._lock:
+            ended, self._ended = self._ended, 0
+        return ended / max(1, self._slots)
 
     def attempts(self) -> list[Attempt]:
         """Return what runs now."""

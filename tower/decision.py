@@ -18,7 +18,7 @@ NO_WORKER, NO_FREE_SLOT = "no_worker", "no_free_slot"
 #: What a rule is for. The tower's own has no name.
 TOWER, QUEUE, TYPE, KEY, RATE = "tower", "queue", "type", "key", "rate"
 
-#: Tasks that wait at the workers, per slot, so that none idles between two tasks.
+#: Tasks that wait at the workers, per slot, so that none idles between two tasks; more where they end faster than passes follow.
 PREFETCH = 0.25
 
 Row = Mapping[str, Any]

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from tower import db
-from tower.decision import Limits, Load, Place, Row, measure, rate_of
+from tower.decision import PREFETCH, Limits, Load, Place, Row, measure, rate_of
 from tower.models import DISPATCHED, RUNNING, Rule, Task, TaskStart
 
 #: What the decision needs to know of a task.
@@ -17,11 +17,11 @@ NAMES = ", ".join(field.column_name for field in COLUMNS)
 _LIMITS = ("max_running", "rate_limit", "rate_per_s", "paused_at", "paused_by", "reason")
 
 
-def read(lease_s: float = 30.0) -> Load:
-    """Return the load now on the workers that beat within the lease, without the starts of any rate."""
+def read(lease_s: float = 30.0, prefetch: float = PREFETCH) -> Load:
+    """Return the load now on the workers that beat within the lease, without the starts of any rate; see `measure`."""
     now, (workers, in_flight, rules) = db.several([_WORKERS.format(lease_s=float(lease_s)), _IN_FLIGHT, "SELECT * FROM rule"])
     limits = {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in rules}
-    return measure(now, ({**worker, "queues": json.loads(worker["queues"])} for worker in workers), in_flight, limits)
+    return measure(now, ({**worker, "queues": json.loads(worker["queues"])} for worker in workers), in_flight, limits, prefetch)
 
 
 def paused() -> set[Place]:

@@ -51,6 +51,29 @@ def test_every_idle_worker_is_nudged_while_there_are_tasks_for_it(dispatcher: Di
     assert nudges.sent == [("handler.echo", task_id) for task_id in waiting[:3]]
 
 
+@pytest.mark.parametrize(("turnover", "started"), [(0.0, 3), (1.5, 5), (2.0, 6), (1e9, 18)])
+def test_as_many_wait_at_the_workers_as_have_ended_since_the_last_pass(rows: Settings, turnover: float, started: int) -> None:
+    """So short tasks do not wait for passes, which have a pace; at least a quarter of the slots, and not without end."""
+    r.add_worker(slots=2)
+    for _ in range(30):
+        r.insert()
+    told = [turnover]
+    dispatcher = Dispatcher(rows, r.Nudges(), turnover=lambda: told.pop() if told else 0.0)  # type: ignore[arg-type]
+    assert dispatcher.run_pass() == started
+    assert dispatcher.run_pass() == 0
+
+
+def test_what_ended_while_nothing_waited_lets_no_more_wait_at_the_workers(rows: Settings) -> None:
+    """It says little of what comes later."""
+    r.add_worker(slots=2)
+    told = [5.0]
+    dispatcher = Dispatcher(rows, r.Nudges(), turnover=lambda: told.pop() if told else 0.0)  # type: ignore[arg-type]
+    assert dispatcher.run_pass() == 0
+    for _ in range(30):
+        r.insert()
+    assert dispatcher.run_pass() == 3
+
+
 def test_tasks_with_the_same_key_run_one_after_the_other(dispatcher: Dispatcher) -> None:
     """The next one starts when the first has ended, and says so meanwhile; others pass it by."""
     r.add_worker()

@@ -103,6 +103,18 @@ def test_one_nudge_is_enough_for_more_tasks_than_there_are_slots(rows: Settings)
         assert _wait_for_ends(ids) == [SUCCEEDED] * 8
 
 
+def test_a_worker_tells_how_often_its_slots_have_ended_a_task(rows: Settings) -> None:
+    """Once; the next pass asks for what has ended since."""
+    with _crew(rows, 2) as crew:
+        ids = [r.insert() for _ in range(8)]
+        r.dispatch(*ids)
+        crew.runner.handle()
+        _wait_for_ends(ids)
+        told = list[float]()
+        wait_for("all to be told", lambda: told.append(crew.worker.take_turnover()) or sum(told) == 4.0)  # type: ignore[func-returns-value]
+        assert crew.worker.take_turnover() == 0
+
+
 def test_what_was_dispatched_while_a_worker_was_full_is_found_when_a_slot_is_free(rows: Settings) -> None:
     """Though nobody nudges a full worker."""
     go_on = threading.Event()
