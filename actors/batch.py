@@ -14,6 +14,8 @@ from tower.lifecycle import Outcome
 
 #: A type is quick if its handler took less than this lately, and how much the last time counts beside those before.
 _QUICK_S, _WEIGHT = 0.002, 0.2
+#: A task is short if its handler took less than this, the seconds from one pass to the next under load.
+_SHORT_S = 0.02
 #: How often batches are looked at: one that is seen twice has all but the task under way taken away.
 _LOOK_S = 0.02
 
@@ -75,11 +77,23 @@ class Tempo:
 
     def __init__(self) -> None:
         self._took_s: dict[str, float] = {}
+        #: How many short tasks have ended since `take_short` was asked last.
+        self._short = 0
+        self._lock = threading.Lock()
 
     def note(self, type_name: str, seconds: float) -> None:
         """Note how long a handler took."""
         before = self._took_s.get(type_name, seconds)
         self._took_s[type_name] = before + _WEIGHT * (seconds - before)
+        if seconds < _SHORT_S:
+            with self._lock:
+                self._short += 1
+
+    def take_short(self) -> int:
+        """Return how many short tasks have ended since this was asked last."""
+        with self._lock:
+            short, self._short = self._short, 0
+        return short
 
     def batches(self, claims: Sequence[Claim], leased_at: float) -> list[Batch]:
         """Return the batches to run them in: what is quick together, everything else alone."""

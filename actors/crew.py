@@ -97,7 +97,7 @@ class Crew(Middleware):
         return nudges if self._runner is None or self._is_leaving else self._runner.offer(nudges)
 
     def _turnover(self) -> float:
-        return self._worker.take_turnover() if self._worker else 0.0
+        return self._runner.take_turnover() if self._runner else 0.0
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Make room for the control actors beside the slots, and start beating."""

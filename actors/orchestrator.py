@@ -21,7 +21,7 @@ from tower.settings import Settings
 
 #: A task that waits no longer than that is new: the nudge that came with it is on its way. So many of those asked about are looked up.
 _NEW_S, _MOST_ASKED = 0.05, 10
-#: As many tasks wait at the workers as have ended since the last pass, but per slot no more than this.
+#: As many tasks wait at the workers as short ones have ended since the last pass, but per slot no more than this.
 _MOST_AHEAD = 8.0
 #: Waiting tasks looked at together.
 PAGE = 200
@@ -43,7 +43,7 @@ class Dispatcher:
         self._settings = settings
         self._nudger = nudger
         self._offer = offer
-        #: Returns how many tasks a slot has ended since this was asked last.
+        #: Returns how many short tasks a slot has ended since this was asked last.
         self._turnover = turnover
         #: How many tasks may wait at the workers, per slot: those that will end before there is another pass.
         self._ahead = PREFETCH

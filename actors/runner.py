@@ -104,6 +104,10 @@ class Runner:
         given = set(ours[:slots])
         return [nudge for nudge in nudges if nudge not in given]
 
+    def take_turnover(self) -> float:
+        """Return how many short tasks a slot has ended, on average, since this was asked last."""
+        return self._tempo.take_short() / max(1, self._worker.slots)
+
     def look(self) -> None:
         """Start what may start, without any nudge: so work goes on when the broker does not."""
         self._run_pass()

@@ -38,10 +38,8 @@ class WorkerProcess:
         self.queues = list(queues)
         self._settings = settings
         self._nudger = nudger
-        self._slots = slots
+        self.slots = slots
         self._attempts: dict[tuple[str, int], Attempt] = {}
-        #: How many have ended since `take_turnover` was asked last.
-        self._ended = 0
         #: Those that the last beat was for.
         self._beaten = set[tuple[str, int]]()
         self._busy = 0
@@ -64,7 +62,7 @@ class WorkerProcess:
         self.guard.start(self._lifeline)
         self._pulse = threading.Thread(target=self._run_pulse, args=(look, due_s, abandon), name="pulse", daemon=True)
         self._pulse.start()
-        _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self._slots, "queues": ",".join(self.queues)}})
+        _log.info("worker started", extra={"fields": {"worker": self.id, "slots": self.slots, "queues": ",".join(self.queues)}})
 
     def take_no_more(self) -> None:
         """Take no more tasks; `stop` does the rest."""
@@ -107,7 +105,7 @@ class WorkerProcess:
     @property
     def free_slots(self) -> int:
         """How many more tasks it can take."""
-        return 0 if self._stopping.is_set() or not self.guard.is_up else self._slots - self._busy
+        return 0 if self._stopping.is_set() or not self.guard.is_up else self.slots - self._busy
 
     def take_slots(self, wanted: int) -> int:
         """Take so many slots, or those that are free; return how many."""
@@ -140,13 +138,6 @@ class WorkerProcess:
         """Beat for it no more."""
         with self._lock:
             self._attempts.pop((attempt.id, attempt.attempt), None)
-            self._ended += 1
-
-    def take_turnover(self) -> float:
-        """Return how many attempts a slot has ended, on average, since this was asked last."""
-        with self._lock:
-            ended, self._ended = self._ended, 0
-        return ended / max(1, self._slots)
 
     def attempts(self) -> list[Attempt]:
         """Return what runs now."""
@@ -226,7 +217,7 @@ class WorkerProcess:
         me = this_process()
         row = {"host": hostname(), "pid": me.pid, "pid_space": me.space, "pid_started": me.started}
         row |= {
-            "slots": 0 if self._stopping.is_set() else self._slots,
+            "slots": 0 if self._stopping.is_set() else self.slots,
             "queues": json.dumps(self.queues),
             "version": __version__,
             "started_at": db.now(),

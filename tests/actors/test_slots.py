@@ -1,6 +1,7 @@
 """The slots of a worker, beside a dispatcher that nothing wakes but nudges and ends: what is dispatched finds them at once."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -103,16 +104,28 @@ def test_one_nudge_is_enough_for_more_tasks_than_there_are_slots(rows: Settings)
         assert _wait_for_ends(ids) == [SUCCEEDED] * 8
 
 
-def test_a_worker_tells_how_often_its_slots_have_ended_a_task(rows: Settings) -> None:
+def test_a_worker_tells_how_often_its_slots_have_ended_a_short_task(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once; the next pass asks for what has ended since."""
+    monkeypatch.setattr("actors.batch._SHORT_S", 1e9)
     with _crew(rows, 2) as crew:
         ids = [r.insert() for _ in range(8)]
         r.dispatch(*ids)
         crew.runner.handle()
         _wait_for_ends(ids)
         told = list[float]()
-        wait_for("all to be told", lambda: told.append(crew.worker.take_turnover()) or sum(told) == 4.0)  # type: ignore[func-returns-value]
-        assert crew.worker.take_turnover() == 0
+        wait_for("all to be told", lambda: told.append(crew.runner.take_turnover()) or sum(told) == 4.0)  # type: ignore[func-returns-value]
+        assert crew.runner.take_turnover() == 0
+
+
+def test_long_tasks_that_end_together_let_no_more_wait_at_the_workers(rows: Settings) -> None:
+    """Else an urgent one that comes next would wait behind them for as long again."""
+    with _crew(rows, 4) as crew:
+        crew.act = lambda payload, task: time.sleep(0.05)
+        ids = [r.insert() for _ in range(4)]
+        r.dispatch(*ids)
+        crew.runner.handle()
+        _wait_for_ends(ids)
+        assert crew.runner.take_turnover() == 0
 
 
 def test_what_was_dispatched_while_a_worker_was_full_is_found_when_a_slot_is_free(rows: Settings) -> None:
