@@ -110,6 +110,10 @@ class _Session(psycopg2.extensions.connection):
 
 
 class _Postgres(PooledPostgresqlDatabase):
+    def take(self, *, writing: bool) -> None:
+        """Take a connection for this thread; any will do for writing."""
+        self.connect()
+
     def _is_closed(self, conn: _Session) -> bool:
         """Whether a pooled connection is of no use; one that was used a moment ago is not asked, which would double the way there."""
         if conn.closed or time.monotonic() - conn.used_at < _TRUSTED_S:
@@ -180,9 +184,7 @@ def unit(
     def once_more() -> T:
         if committed:  # only the disk is still waited for
             return committed[0]
-        if not is_postgres() and not database.in_transaction():
-            database.obj.commit_without_waiting()
-        with nullcontext() if is_one_statement and is_postgres() else database.atomic():
+        with nullcontext() if is_one_statement and is_postgres() else database.obj.atomic():
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
         committed.append(done)
@@ -203,16 +205,16 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
 def _patiently(
     work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool = False, is_promise: bool | Callable[[T], bool] = False
 ) -> T:
-    if not database.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
+    if not database.obj.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
         with _turn(patience_s, writing=writing, in_turn=in_turn):
             done = work()
-        if not database.in_transaction():
+        if not database.obj.in_transaction():
             _settle(done, is_promise)
         return done
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
         try:
-            with _turn(deadline - time.monotonic(), writing=writing, in_turn=in_turn), _connected(writing):
+            with _turn(deadline - time.monotonic(), writing=writing, in_turn=in_turn), _connected(writing=writing):
                 done = work()
             _settle(done, is_promise)
             trouble.end(writing=writing)
@@ -231,22 +233,21 @@ def _patiently(
 
 
 @contextmanager
-def _connected(writing: bool) -> Iterator[None]:
+def _connected(*, writing: bool) -> Iterator[None]:
     """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
     _file.check()  # before: to open what took its place, beside the journal of the other, could harm both
-    if not is_postgres():
-        database.obj.is_for(writing=writing)
-    database.connect()
+    pool: Sqlite | _Postgres = database.obj
+    pool.take(writing=writing)
     try:
         _file.check()
         yield
     except peewee.PeeweeException as error:
         if is_outage(error):
-            database.manual_close()
-            database.close_idle()  # they are as old
+            pool.manual_close()
+            pool.close_idle()  # they are as old
         raise
     finally:
-        database.close()
+        pool.close()
 
 
 @contextmanager
@@ -301,7 +302,7 @@ def clock() -> float:
 def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
     """Run a statement written by hand, with a question mark for each value and {now} for the database's clock; return its rows."""
     spelled = statement.replace("{now}", now().sql)
-    cursor = database.obj.run(spelled, values) if is_postgres() else database.execute_sql(spelled, values)
+    cursor = database.obj.run(spelled, values)
     if cursor.description is None:
         return []
     names = [column[0] for column in cursor.description]

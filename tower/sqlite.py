@@ -3,11 +3,12 @@
 import os
 import sqlite3
 import threading
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import peewee
-from playhouse.pool import PoolConnection, PooledSqliteDatabase
+from playhouse.pool import PooledSqliteDatabase
 
 #: Where there is no fdatasync, as on macOS, what SQLite itself would call.
 _sync = getattr(os, "fdatasync", os.fsync)
@@ -16,9 +17,9 @@ _CHECKPOINT_PAGES = 8000
 
 
 class _Session(sqlite3.Connection):
-    """A connection, and whether its commits wait for the disk."""
+    """A connection, and whether it is the one for writing."""
 
-    waits = True
+    is_pen = False
 
 
 class Sqlite(PooledSqliteDatabase):
@@ -42,33 +43,49 @@ class Sqlite(PooledSqliteDatabase):
             autoconnect=False,
             factory=_Session,
         )
-        self._thread = threading.local()
-        #: The connection for writing, while nobody uses it.
+        #: The connection for writing, while nobody uses it. Threads write one by one, so whoever writes finds it here.
         self._pen: _Session | None = None
 
-    def is_for(self, *, writing: bool) -> None:
-        """Say what this thread connects for next."""
-        self._thread.writes = writing
+    def take(self, *, writing: bool) -> None:
+        """Take a connection for this thread, to be given back by `close`."""
+        pen = None
+        if writing:
+            with self._pool_lock:
+                pen, self._pen = self._pen, None
+        if pen:
+            self._state.set_connection(pen)
+            return
+        self.connect()
+        if writing:
+            self._make_pen(self._state.conn)
 
-    @property
-    def _writes(self) -> bool:
-        return getattr(self._thread, "writes", False)
-
-    def _connect(self) -> _Session:
+    def _make_pen(self, session: _Session) -> None:
+        """Let a connection be the one for writing from now on; its commits do not wait for the disk, see `File.settle`."""
+        session.execute("PRAGMA synchronous = NORMAL")
         with self._pool_lock:
-            if self._writes and self._pen:
-                session, self._pen = self._pen, None
-                self._in_use[self.conn_key(session)] = PoolConnection(time.monotonic(), session, time.monotonic())
-                return session
-            return super()._connect()  # type: ignore[no-any-return]
+            self._in_use.pop(self.conn_key(session))
+            self._pool_available.notify()
+        session.is_pen = True
 
-    def _close(self, conn: _Session, close_conn: bool = False) -> None:
+    def close(self) -> bool:
+        """Give the connection of this thread back."""
+        pen: _Session | None = self._state.conn
+        if pen is None or not pen.is_pen or self._state.transactions:
+            return bool(super().close())
+        self._state.reset()
         with self._pool_lock:
-            if self._writes and self._pen is None and not close_conn and self._in_use.pop(self.conn_key(conn), None):
-                self._pen = conn
-                self._pool_available.notify()
-            else:
-                super()._close(conn, close_conn)
+            if self._pen is None:
+                self._pen = pen
+                return True
+        self._close_raw(pen)
+        return True
+
+    def manual_close(self) -> bool:
+        """Close the connection of this thread for good."""
+        session: _Session | None = self._state.conn
+        if session is not None:
+            session.is_pen = False
+        return bool(super().manual_close())
 
     def close_idle(self) -> None:
         """Close the connections that nobody uses."""
@@ -78,12 +95,22 @@ class Sqlite(PooledSqliteDatabase):
                 self._close_raw(pen)
             super().close_idle()
 
-    def commit_without_waiting(self) -> None:
-        """Let the commits of this connection not wait for the disk; whoever has promised something waits after them, see `File.settle`."""
-        session: _Session = self.connection()
-        if session.waits:
-            session.execute("PRAGMA synchronous = NORMAL")
-            session.waits = False
+    def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+        """Run a statement, as directly as can be."""
+        try:
+            session: _Session = self._state.conn
+            return session.execute(statement, values)
+        except sqlite3.Error:
+            with peewee.__exception_wrapper__:
+                raise
+
+    def begin(self, lock_type: str | None = None) -> None:
+        """Begin a transaction that writes."""
+        self.run(f"BEGIN {lock_type or self._lock_type}")
+
+    def commit(self) -> None:
+        """Commit it."""
+        self.run("COMMIT")
 
     def rollback(self) -> None:
         """Undo the transaction, unless SQLite has done it already, as it does when the disk is full."""
@@ -104,6 +131,8 @@ class File:
         #: Whether the disk could not take the log. Asked again it would say that all is well, and it is not: what is in the log is safe
         #: only once it has reached the file itself.
         self.has_failed = False
+        #: Where the log is: beside the file itself, not beside a link to it.
+        self._log_path = ""
         #: The log, kept open: a descriptor is told of a failure once, whoever else has heard of it.
         self._log: int | None = None
         #: How often the disk was waited for: begun, and the number of the last that ended well.
@@ -115,7 +144,7 @@ class File:
         if self._path is None:
             return
         try:
-            found = self._path.stat()
+            found = os.stat(self._path)
         except OSError as error:
             if self._opened is None:
                 return  # it is about to be made
@@ -154,16 +183,16 @@ class File:
 
         To close it is safe, since SQLite's locks are on other files: those on a file are let go when any descriptor of it is closed.
         """
-        path = f"{os.path.realpath(str(self._path))}-wal"
+        self._log_path = self._log_path or f"{os.path.realpath(str(self._path))}-wal"
         try:
-            now = os.stat(path)
+            now = os.stat(self._log_path)
         except FileNotFoundError:
             self.close()
             return None
         if self._log is not None and not os.path.samestat(os.fstat(self._log), now):
             self.close()
         if self._log is None:
-            self._log = os.open(path, os.O_RDONLY)
+            self._log = os.open(self._log_path, os.O_RDONLY)
         return self._log
 
     def close(self) -> None:
