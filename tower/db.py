@@ -97,7 +97,7 @@ def _sqlite(settings: Settings) -> peewee.Database:
     path = _path(settings)
     if not path.parent.is_dir():
         raise SettingsError(f"DATABASE_URL names {path}, but there is no folder {path.parent}; make it first.")
-    return Sqlite(path, connections=settings.db_pool)
+    return Sqlite(path, _file, connections=settings.db_pool)
 
 
 class _Session(psycopg2.extensions.connection):
@@ -235,7 +235,6 @@ def _patiently(
 @contextmanager
 def _connected(*, writing: bool) -> Iterator[None]:
     """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
-    _file.check()  # before: to open what took its place, beside the journal of the other, could harm both
     pool: Sqlite | _Postgres = database.obj
     pool.take(writing=writing)
     try:

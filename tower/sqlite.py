@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,101 @@ class _Session(sqlite3.Connection):
     is_pen = False
 
 
+class File:
+    """The file of a database, whether it is still the one that was opened, and whether the disk has what was committed.
+
+    Who deletes or replaces it under a running tower leaves the open connections writing into nowhere: every task accepted from then on
+    would be gone with the process.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._opened: tuple[int, int] | None = None
+        #: Whether the disk could not take the log. Asked again it would say that all is well, and it is not: what is in the log is safe
+        #: only once it has reached the file itself.
+        self.has_failed = False
+        #: The log, kept open: a descriptor is told of a failure once, whoever else has heard of it.
+        self._log: int | None = None
+        #: How often the disk was waited for: begun, and the number of the last that ended well.
+        self._begun = self._ended = 0
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        """Raise OperationalError if it is another file now, or none."""
+        if self._path is None:
+            return
+        try:
+            found = os.stat(self._path)
+        except OSError as error:
+            if self._opened is None:
+                return  # it is about to be made
+            raise peewee.OperationalError(f"the file {self._path} is gone; put it back, and the tower goes on") from error
+        now = (found.st_dev, found.st_ino)
+        self._opened = self._opened or now
+        if now != self._opened:
+            raise peewee.OperationalError(f"the file {self._path} was replaced under the running tower; stop it and start again")
+
+    def settle(self) -> None:
+        """Wait until the disk has everything that was committed before; raise OperationalError if it cannot take it.
+
+        It waits outside of transactions, as SQLite does not: meanwhile others write. A wait serves all who came before it began.
+        """
+        before = self._begun
+        with self._lock:
+            if self.has_failed:
+                raise peewee.OperationalError("disk I/O error: the log could not be written")
+            if self._ended > before:
+                return
+            self._begun += 1
+            try:
+                log = self._open_log()
+            except OSError as error:
+                raise peewee.OperationalError(f"the log cannot be opened: {error.strerror}") from error
+            try:
+                if log is not None:
+                    _sync(log)
+            except OSError as error:
+                self.has_failed = True
+                raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
+            self._ended = self._begun
+
+    def _open_log(self) -> int | None:
+        """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file.
+
+        It lasts as long as a connection does, so it is opened once for each that writes.
+        """
+        if self._log is None:
+            path = f"{os.path.realpath(str(self._path))}-wal"  # beside the file itself, not beside a link to it
+            with suppress(FileNotFoundError):
+                self._log = os.open(path, os.O_RDONLY)
+        return self._log
+
+    def close(self) -> None:
+        """Let the log go.
+
+        To close it is safe, since SQLite's locks are on other files: those on a file are let go when any descriptor of it is closed.
+        """
+        with self._lock:
+            log, self._log = self._log, None
+            if log is not None:
+                os.close(log)
+
+    def checkpoint(self, database: "Sqlite") -> None:
+        """Bring the log into the file and wait for the disk; raise OperationalError if that cannot be done."""
+        is_busy = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        if is_busy:
+            raise peewee.OperationalError("database is locked: its log could not be brought into the file")
+        self.has_failed = False
+
+
 class Sqlite(PooledSqliteDatabase):
     """A pool in which whoever writes gets the same connection: one that has not written must read again all that others have."""
 
-    def __init__(self, path: Path, *, connections: int) -> None:
+    def __init__(self, path: Path, file: File, *, connections: int) -> None:
+        def opened(*arguments: Any, **options: Any) -> _Session:
+            file.check()  # to open what took its place, beside the journal of the other, could harm both
+            return _Session(*arguments, **options)
+
         super().__init__(
             str(path),
             pragmas={
@@ -41,8 +133,9 @@ class Sqlite(PooledSqliteDatabase):
             timeout=5,
             check_same_thread=False,
             autoconnect=False,
-            factory=_Session,
+            factory=opened,
         )
+        self._file = file
         #: The connection for writing, while nobody uses it. Threads write one by one, so whoever writes finds it here.
         self._pen: _Session | None = None
 
@@ -62,6 +155,7 @@ class Sqlite(PooledSqliteDatabase):
     def _make_pen(self, session: _Session) -> None:
         """Let a connection be the one for writing from now on; its commits do not wait for the disk, see `File.settle`."""
         session.execute("PRAGMA synchronous = NORMAL")
+        self._file.close()
         with self._pool_lock:
             self._in_use.pop(self.conn_key(session))
             self._pool_available.notify()
@@ -116,94 +210,3 @@ class Sqlite(PooledSqliteDatabase):
         """Undo the transaction, unless SQLite has done it already, as it does when the disk is full."""
         if self.connection().in_transaction:
             super().rollback()
-
-
-class File:
-    """The file of a database, whether it is still the one that was opened, and whether the disk has what was committed.
-
-    Who deletes or replaces it under a running tower leaves the open connections writing into nowhere: every task accepted from then on
-    would be gone with the process.
-    """
-
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._opened: tuple[int, int] | None = None
-        #: Whether the disk could not take the log. Asked again it would say that all is well, and it is not: what is in the log is safe
-        #: only once it has reached the file itself.
-        self.has_failed = False
-        #: Where the log is: beside the file itself, not beside a link to it.
-        self._log_path = ""
-        #: The log, kept open: a descriptor is told of a failure once, whoever else has heard of it.
-        self._log: int | None = None
-        #: How often the disk was waited for: begun, and the number of the last that ended well.
-        self._begun = self._ended = 0
-        self._lock = threading.Lock()
-
-    def check(self) -> None:
-        """Raise OperationalError if it is another file now, or none."""
-        if self._path is None:
-            return
-        try:
-            found = os.stat(self._path)
-        except OSError as error:
-            if self._opened is None:
-                return  # it is about to be made
-            raise peewee.OperationalError(f"the file {self._path} is gone; put it back, and the tower goes on") from error
-        now = (found.st_dev, found.st_ino)
-        self._opened = self._opened or now
-        if now != self._opened:
-            raise peewee.OperationalError(f"the file {self._path} was replaced under the running tower; stop it and start again")
-
-    def settle(self) -> None:
-        """Wait until the disk has everything that was committed before; raise OperationalError if it cannot take it.
-
-        It waits outside of transactions, as SQLite does not: meanwhile others write. A wait serves all who came before it began.
-        """
-        before = self._begun
-        with self._lock:
-            if self.has_failed:
-                raise peewee.OperationalError("disk I/O error: the log could not be written")
-            if self._ended > before:
-                return
-            self._begun += 1
-            try:
-                log = self._open_log()
-            except OSError as error:
-                raise peewee.OperationalError(f"the log cannot be opened: {error.strerror}") from error
-            try:
-                if log is not None:
-                    _sync(log)
-            except OSError as error:
-                self.has_failed = True
-                raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
-            self._ended = self._begun
-
-    def _open_log(self) -> int | None:
-        """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file.
-
-        To close it is safe, since SQLite's locks are on other files: those on a file are let go when any descriptor of it is closed.
-        """
-        self._log_path = self._log_path or f"{os.path.realpath(str(self._path))}-wal"
-        try:
-            now = os.stat(self._log_path)
-        except FileNotFoundError:
-            self.close()
-            return None
-        if self._log is not None and not os.path.samestat(os.fstat(self._log), now):
-            self.close()
-        if self._log is None:
-            self._log = os.open(self._log_path, os.O_RDONLY)
-        return self._log
-
-    def close(self) -> None:
-        """Let the log go."""
-        log, self._log = self._log, None
-        if log is not None:
-            os.close(log)
-
-    def checkpoint(self, database: Sqlite) -> None:
-        """Bring the log into the file and wait for the disk; raise OperationalError if that cannot be done."""
-        is_busy = database.execute_sql("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-        if is_busy:
-            raise peewee.OperationalError("database is locked: its log could not be brought into the file")
-        self.has_failed = False
