@@ -296,8 +296,7 @@ class Runner:
         if takes:
             fault("claim.before")
             was_behind, self._is_behind = self._is_behind, False  # before we look: who finds no slot after that says so again
-        # Both together take two statements, and one commit.
-        is_one = not endings or (not takes and all(ending.is_plain for ending in endings))
+        is_one = lifecycle.is_one_write(endings, takes)
         try:
             statuses, claims = db.unit(
                 work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one, is_promise=self._is_promise

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests import rows as r
-from tower import db, leases, lifecycle, moves, reminders
+from tower import db, leases, lifecycle, moves, queries, reminders
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
 from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, STATUSES, SUCCEEDED, TIMED_OUT, Task, TaskEvent, new_id
@@ -252,6 +252,35 @@ def test_a_thousand_tasks_are_inserted_together() -> None:
     """The largest batch fits whatever one statement may carry."""
     tasks = [lifecycle.NewTask(new_id(), "echo", "default", "{}", {"n": str(n)}, 0, None, 60, 1, 3, "x") for n in range(1000)]
     assert len(db.unit(lambda: lifecycle.insert(tasks))) == 1000
+
+
+def test_a_task_without_a_key_enters_as_any_other_is_inserted() -> None:
+    """Row and first event are the same, but for their names and times."""
+    known = r.insert(priority=7, not_before=4e9, timeout_s=5.0, labels={"a": "b"}, concurrency_key="k", actor="alice")
+    given = {"priority": 7, "not_before": 4e9, "timeout_s": 5.0, "labels": {"a": "b"}, "concurrency_key": "k", "actor": "alice"}
+    entered = new_id()
+    common: dict[str, Any] = {"type": "echo", "queue": "default", "payload": "{}", "max_attempts": 1, "max_losses": 3}
+    task = lifecycle.NewTask(id=entered, correlation_id=entered, **common, **given)
+    db.unit(lambda: lifecycle.enter([task]), is_one_statement=False)
+
+    own = ("id", "correlation_id", "rank", "created_at", "queued_at", "updated_at", "trace_due_at")
+    rows = [{name: value for name, value in r.row(task_id).items() if name not in own} for task_id in (known, entered)]
+    assert rows[0] == rows[1]
+    assert r.row(entered)["rank"] == r.row(entered)["created_at"] - 7
+    told = ("seq", "attempt", "kind", "data")
+    events = [db.read(lambda task_id=task_id: queries.events(task_id)) for task_id in (known, entered)]  # type: ignore[misc]
+    for [event] in events:
+        assert {name: event[name] for name in told} == {"seq": 1, "attempt": 0, "kind": "queued", "data": '{"by":"alice"}'}
+    assert events[1][0]["at"] == r.row(entered)["created_at"]
+
+
+def test_what_is_entered_a_second_time_changes_nothing() -> None:
+    """As after a commit whose answer was lost; those beside it enter."""
+    task, other = (lifecycle.NewTask(new_id(), "echo", "default", "{}", {}, 0, None, 60, 1, 3, "x") for _ in range(2))
+    for tasks in ([task], [task, other]):
+        assert lifecycle.is_one_entry(tasks)
+        db.unit(lambda tasks=tasks: lifecycle.enter(tasks), is_one_statement=True)  # type: ignore[misc]
+    assert [r.kinds(one.id) for one in (task, other)] == [["queued"], ["queued"]]
 
 
 def test_nudges_of_a_waiting_task_come_ever_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

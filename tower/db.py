@@ -174,17 +174,16 @@ def unit(
 ) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
 
-    If it is one statement of `moves`, Postgres needs no other transaction around it. If it is no promise, which may depend on what it
-    returns, nobody waits until the disk of SQLite has it: a power cut may undo it, and the state from before must do as well. A commit
-    whose answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is asked before each further
-    run for what an earlier one has done.
+    If it is one statement, it is a transaction by itself. If it is no promise, which may depend on what it returns, nobody waits until the
+    disk of SQLite has it: a power cut may undo it, and the state from before must do as well. A commit whose answer was lost makes it run a
+    second time. Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has done.
     """
     runs, committed = itertools.count(), list[T]()
 
     def once_more() -> T:
         if committed:  # only the disk is still waited for
             return committed[0]
-        with nullcontext() if is_one_statement and is_postgres() else database.obj.atomic():
+        with nullcontext() if is_one_statement else database.obj.atomic():
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
         committed.append(done)

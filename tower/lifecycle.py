@@ -7,7 +7,7 @@ back from the dead, and then nothing happens. See `moves.ARROWS` for what may fo
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -107,18 +107,33 @@ class Ending:
 
 def insert(tasks: Sequence[NewTask]) -> set[str]:
     """Insert tasks as queued, each with its first event; return the ids of those whose key was new."""
-    made = set[str]()
-    for actor in dict.fromkeys(task.actor for task in tasks):
-        made |= moves.insert([_row(task) for task in tasks if task.actor == actor], {"by": actor} if actor else {})
-    labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks if task.id in made for key, value in task.labels.items()]
-    for some in moves.pieces(labels):
-        TaskLabel.insert_many(some).execute()
+    made = {new for some, data in _by_actor(tasks) for new in moves.insert(some, data)}
+    _label(task for task in tasks if task.id in made)
     return made
 
 
-def is_one_insert(tasks: Sequence[NewTask]) -> bool:
-    """Whether these tasks are inserted by one statement."""
+def enter(tasks: Sequence[NewTask]) -> None:
+    """Insert tasks of which none has a key, as `insert` does with less work."""
+    for some, data in _by_actor(tasks):
+        moves.enter(some, data)
+    _label(tasks)
+
+
+def is_one_entry(tasks: Sequence[NewTask]) -> bool:
+    """Whether these tasks are entered by one statement."""
     return len(tasks) <= moves.ROWS and len({task.actor for task in tasks}) == 1 and not any(task.labels for task in tasks)
+
+
+def _by_actor(tasks: Sequence[NewTask]) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
+    """Yield the rows of those that the same one asked for, and what their first events say."""
+    for actor in dict.fromkeys(task.actor for task in tasks):
+        yield [_row(task) for task in tasks if task.actor == actor], {"by": actor} if actor else {}
+
+
+def _label(tasks: Iterable[NewTask]) -> None:
+    labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks for key, value in task.labels.items()]
+    for some in moves.pieces(labels):
+        TaskLabel.insert_many(some).execute()
 
 
 def _row(task: NewTask) -> dict[str, Any]:
@@ -240,6 +255,11 @@ def finish_all(endings: Sequence[Ending]) -> list[str | None]:
     """Record how several attempts ended; see `finish`."""
     done = _succeed([ending for ending in endings if ending.is_plain])
     return [(SUCCEEDED if ending.claim.id in done else None) if ending.is_plain else _finish(ending) for ending in endings]
+
+
+def is_one_write(endings: Sequence[Ending], takes: int) -> bool:
+    """Whether these ends are recorded, and so many tasks claimed, by one statement; SQLite takes a second one for the events."""
+    return db.is_postgres() and (not endings or (not takes and all(ending.is_plain for ending in endings)))
 
 
 def _succeed(endings: Sequence[Ending]) -> set[str]:

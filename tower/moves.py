@@ -68,18 +68,45 @@ def insert(tasks: Sequence[Row], data: dict[str, Any]) -> set[str]:
 
 
 def _insert(tasks: Sequence[Row], data: dict[str, Any]) -> list[Row]:
-    return _with_events(_insertion(len(tasks)), [task[name] for task in tasks for name in _GIVEN], "queued", data)
+    return _with_events(_insertion(len(tasks)), _values(tasks), "queued", data)
+
+
+def enter(tasks: Sequence[Row], data: dict[str, Any]) -> None:
+    """Insert tasks as `insert` does, none of which has a key; on SQLite, too, each piece is one statement, a transaction by itself."""
+    for some in pieces(tasks):
+        if db.is_postgres():
+            _insert(some, data)
+            continue
+        db.rows(_entry(len(some)), ["queued", _text(data), *_values(some)])
+        _tell([{"id": task["id"], "attempt": 0} for task in some], "queued", data)
+
+
+def _values(tasks: Sequence[Row]) -> list[Any]:
+    return [task[name] for task in tasks for name in _GIVEN]
 
 
 @lru_cache(maxsize=ROWS)
 def _insertion(count: int) -> str:
     """Return the statement that inserts so many tasks."""
+    names, taken, source = _new(count)
+    return f"""
+        INSERT INTO task ({names}) SELECT {taken} FROM {source} WHERE true
+        ON CONFLICT DO NOTHING RETURNING id, seq, attempt, created_at AS updated_at"""
+
+
+@lru_cache(maxsize=ROWS)
+def _entry(count: int) -> str:
+    """Return the statement that inserts so many tasks with their first events, for SQLite."""
+    names, taken, source = _new(count)
+    return f"INSERT INTO task_entry (kind, data, {names}) SELECT ?, ?, {taken} FROM {source}"
+
+
+def _new(count: int) -> tuple[str, str, str]:
+    """Return the columns of so many new tasks, what they get, and where that is taken from."""
     typed = {name: f"CAST(column{number} AS {kind})" for number, (name, kind) in enumerate(_GIVEN.items(), 1)}
     taken = ", ".join([*typed.values(), *(made.format(**typed) for made in _MADE.values())])
-    return f"""
-        INSERT INTO task ({", ".join([*_GIVEN, *_MADE])})
-        SELECT {taken} FROM (VALUES {db.tuples(count, len(_GIVEN))}) AS given, (SELECT {{now}} AS at) AS clock WHERE true
-        ON CONFLICT DO NOTHING RETURNING id, seq, attempt, created_at AS updated_at"""
+    source = f"(VALUES {db.tuples(count, len(_GIVEN))}) AS given, (SELECT {{now}} AS at) AS clock"
+    return ", ".join([*_GIVEN, *_MADE]), taken, source
 
 
 def pieces(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -132,7 +159,7 @@ def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
 def _with_events(
     statement: str, values: Sequence[Any], kind: str, data: dict[str, Any], also: tuple[str, Sequence[Any]] = ("", ())
 ) -> list[Row]:
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = _text(data)
     if db.is_postgres():
         told = f"{_EVENT} SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
         more = f", more AS ({also[0]})" if also[0] else ""
@@ -173,7 +200,7 @@ def record(rows: Sequence[Row], kind: str, data: dict[str, Any]) -> None:
     """Append an event to each of these rows, which have its number."""
     if not rows:
         return
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    text = _text(data)
     TaskEvent.insert_many(
         [
             {"task_id": row["id"], "seq": row["seq"], "attempt": row["attempt"], "at": row["updated_at"], "kind": kind, "data": text}
@@ -181,6 +208,10 @@ def record(rows: Sequence[Row], kind: str, data: dict[str, Any]) -> None:
         ]
     ).execute()
     _tell(rows, kind, data)
+
+
+def _text(data: dict[str, Any]) -> str:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")) if data else "{}"
 
 
 def _tell(rows: Sequence[Row], kind: str, data: dict[str, Any]) -> None:
