@@ -124,11 +124,12 @@ def _as_type_says(kind: HandlerType | None, outcome: Outcome) -> Outcome:
 
 def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
     """Let the reason for which an attempt had to stop decide its end."""
-    if attempt.stop_reason == CANCEL:
+    reason = attempt.stop_reason
+    if reason == CANCEL:
         return lifecycle.WAS_CANCELLED
-    if attempt.stop_reason == TIMEOUT:
+    if reason == TIMEOUT:
         return _timed_out("timeout", f"It ran longer than timeout_s={attempt.claim.timeout_s:g}.", outcome)
-    if attempt.stop_reason == SILENCE:
+    if reason == SILENCE:
         return _timed_out("silence", f"It said nothing for silence_s={attempt.claim.silence_s:g} seconds.", outcome)
     return outcome
 
