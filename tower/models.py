@@ -23,7 +23,7 @@ LOST, STRUCK = "lost", "struck"
 
 
 #: Makes ids differ; no secret. It is seeded by the system, which is not asked for each id: that would give away Python's lock each time.
-_chance = random.Random()  # noqa: S311
+_chance = random.Random()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_chance.seed)
 
