@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -422,6 +423,37 @@ def test_what_sqlite_has_promised_waits_for_the_disk_after_its_commit(waits: lis
     assert [db.unit(lambda number=number: number, is_promise=lambda found: found > 1) for number in (1, 2)] == [1, 2]
     assert waits == ["1", "3", "4", "4"]
     assert db.unit(lambda: db.database.execute_sql("PRAGMA synchronous").fetchone()) == (1,)
+
+
+def test_what_is_written_in_the_midst_of_reading_waits_for_the_disk_no_other_way(waits: list[str]) -> None:
+    """By a connection that was not opened for writing: after its commit, and only if something was promised."""
+    r.insert()
+    mark = partial(db.unit, lambda: [r.insert(), db.database.execute_sql("PRAGMA synchronous").fetchone()][1], is_promise=False)
+    assert db.read(mark) == (1,)
+    assert waits == ["1"]
+
+
+def test_the_log_that_is_waited_for_is_the_one_of_now(waits: list[str]) -> None:
+    """When the last connection closes SQLite deletes it, and begins another."""
+    for close in (lambda: None, db.database.close_idle):
+        db.read(partial(db.unit, r.insert))
+        close()
+        db.unit(r.insert)
+        close()
+    assert waits == ["1", "2", "3", "4"]
+
+
+def test_a_file_that_is_gone_is_not_made_anew_by_who_only_reads(waits: list[str], tmp_path: Path) -> None:
+    """However he reads."""
+    r.insert()
+    db.database.close_idle()
+    path = (tmp_path / "real" / "tower.db").rename(tmp_path / "elsewhere")
+    with pytest.raises(peewee.OperationalError, match="is gone"), db.snapshot():
+        pass
+    assert not (tmp_path / "real" / "tower.db").exists()
+    path.rename(tmp_path / "real" / "tower.db")
+    assert db.read(lambda: Task.select().count()) == 1
+    assert waits == ["1"]
 
 
 def test_one_wait_for_the_disk_serves_all_who_came_before_it(waits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,6 +281,10 @@ def test_what_is_entered_a_second_time_changes_nothing() -> None:
         assert lifecycle.is_one_entry(tasks)
         db.unit(lambda tasks=tasks: lifecycle.enter(tasks), is_one_statement=True)  # type: ignore[misc]
     assert [r.kinds(one.id) for one in (task, other)] == [["queued"], ["queued"]]
+    labelled = lifecycle.NewTask(new_id(), "echo", "default", "{}", {"a": "b"}, 0, None, 60, 1, 3, "x")
+    for _ in range(2):
+        db.unit(lambda: lifecycle.enter([labelled]))
+    assert r.kinds(labelled.id) == ["queued"]
 
 
 def test_nudges_of_a_waiting_task_come_ever_less_often(monkeypatch: pytest.MonkeyPatch) -> None:

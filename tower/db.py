@@ -205,9 +205,12 @@ def _patiently(
     work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool = False, is_promise: bool | Callable[[T], bool] = False
 ) -> T:
     if not database.obj.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
+        is_outermost = not database.obj.in_transaction()
+        if writing and is_outermost and not is_postgres():
+            database.obj.commit_without_waiting()
         with _turn(patience_s, writing=writing, in_turn=in_turn):
             done = work()
-        if not database.obj.in_transaction():
+        if is_outermost:
             _settle(done, is_promise)
         return done
     deadline, pause = time.monotonic() + patience_s, 0.05
@@ -235,8 +238,8 @@ def _patiently(
 def _connected(*, writing: bool) -> Iterator[None]:
     """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
     pool: Sqlite | _Postgres = database.obj
-    pool.take(writing=writing)
     try:
+        pool.take(writing=writing)
         _file.check()
         yield
     except peewee.PeeweeException as error:

@@ -133,7 +133,7 @@ def _by_actor(tasks: Sequence[NewTask]) -> Iterator[tuple[list[dict[str, Any]], 
 def _label(tasks: Iterable[NewTask]) -> None:
     labels = [{"task_id": task.id, "key": key, "value": value} for task in tasks for key, value in task.labels.items()]
     for some in moves.pieces(labels):
-        TaskLabel.insert_many(some).execute()
+        TaskLabel.insert_many(some).on_conflict_ignore().execute()  # after a commit whose answer was lost they are there
 
 
 def _row(task: NewTask) -> dict[str, Any]:

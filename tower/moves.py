@@ -1,7 +1,7 @@
 """How a task's status is changed: one guarded update and the event of each row it changed, together.
 
 `move` is for what happens now and then. The others are hand-written, because they run in the life of every task: for many tasks at once,
-and in Postgres as one statement each, which is a transaction by itself.
+and in Postgres as one statement each, which is a transaction by itself. In SQLite that holds for new tasks without a key.
 """
 
 import json

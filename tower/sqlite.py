@@ -4,7 +4,6 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,11 @@ _CHECKPOINT_PAGES = 8000
 
 
 class _Session(sqlite3.Connection):
-    """A connection, and whether it is the one for writing."""
+    """A connection, whether it was opened just now, is the one for writing, and waits for the disk at each commit."""
 
+    is_new = True
     is_pen = False
+    waits = True
 
 
 class File:
@@ -38,6 +39,7 @@ class File:
         self.has_failed = False
         #: The log, kept open: a descriptor is told of a failure once, whoever else has heard of it.
         self._log: int | None = None
+        self._may_be_another = False
         #: How often the disk was waited for: begun, and the number of the last that ended well.
         self._begun = self._ended = 0
         self._lock = threading.Lock()
@@ -82,25 +84,37 @@ class File:
             self._ended = self._begun
 
     def _open_log(self) -> int | None:
-        """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file.
-
-        It lasts as long as a connection does, so it is opened once for each that writes.
-        """
-        if self._log is None:
-            path = f"{os.path.realpath(str(self._path))}-wal"  # beside the file itself, not beside a link to it
-            with suppress(FileNotFoundError):
+        """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file."""
+        if self._log is not None and not self._may_be_another:
+            return self._log
+        self._may_be_another = False  # before we look: who connects after that says so again
+        path = f"{os.path.realpath(str(self._path))}-wal"  # beside the file itself, not beside a link to it
+        try:
+            if self._log is not None and not os.path.samestat(os.fstat(self._log), os.stat(path)):
+                self._let_go()
+            if self._log is None:
                 self._log = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            self._let_go()
+        except OSError:
+            self._may_be_another = True
+            raise
         return self._log
 
-    def close(self) -> None:
-        """Let the log go.
+    def look_again(self) -> None:
+        """Note that the log may be another one from now on. It lasts as long as any connection, so that is so for each new one."""
+        self._may_be_another = True
 
-        To close it is safe, since SQLite's locks are on other files: those on a file are let go when any descriptor of it is closed.
-        """
+    def close(self) -> None:
+        """Let the log go."""
         with self._lock:
-            log, self._log = self._log, None
-            if log is not None:
-                os.close(log)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the log, which is safe: SQLite's locks, which a file loses when any descriptor of it is closed, are on other files."""
+        log, self._log = self._log, None
+        if log is not None:
+            os.close(log)
 
     def checkpoint(self, database: "Sqlite") -> None:
         """Bring the log into the file and wait for the disk; raise OperationalError if that cannot be done."""
@@ -150,16 +164,26 @@ class Sqlite(PooledSqliteDatabase):
             return
         self.connect()
         if writing:
-            self._make_pen(self._state.conn)
+            session: _Session = self._state.conn
+            with self._pool_lock:
+                self._in_use.pop(self.conn_key(session))
+                self._pool_available.notify()
+            session.is_pen = True
+            self.commit_without_waiting()
 
-    def _make_pen(self, session: _Session) -> None:
-        """Let a connection be the one for writing from now on; its commits do not wait for the disk, see `File.settle`."""
-        session.execute("PRAGMA synchronous = NORMAL")
-        self._file.close()
-        with self._pool_lock:
-            self._in_use.pop(self.conn_key(session))
-            self._pool_available.notify()
-        session.is_pen = True
+    def commit_without_waiting(self) -> None:
+        """Let the commits of this connection not wait for the disk; whoever has promised something waits after them, see `File.settle`."""
+        session: _Session = self._state.conn
+        if session.waits:
+            self.run("PRAGMA synchronous = NORMAL")
+            session.waits = False
+
+    def _connect(self) -> _Session:
+        session: _Session = super()._connect()
+        if session.is_new:
+            session.is_new = False
+            self._file.look_again()
+        return session
 
     def close(self) -> bool:
         """Give the connection of this thread back."""
@@ -168,10 +192,7 @@ class Sqlite(PooledSqliteDatabase):
             return bool(super().close())
         self._state.reset()
         with self._pool_lock:
-            if self._pen is None:
-                self._pen = pen
-                return True
-        self._close_raw(pen)
+            self._pen = pen
         return True
 
     def manual_close(self) -> bool:
