@@ -183,6 +183,8 @@ def unit(
     def once_more() -> T:
         if committed:  # only the disk is still waited for
             return committed[0]
+        if not is_postgres() and not database.obj.in_transaction():
+            database.obj.commit_without_waiting()
         with nullcontext() if is_one_statement else database.obj.atomic():
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
@@ -205,12 +207,9 @@ def _patiently(
     work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool = False, is_promise: bool | Callable[[T], bool] = False
 ) -> T:
     if not database.obj.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
-        is_outermost = not database.obj.in_transaction()
-        if writing and is_outermost and not is_postgres():
-            database.obj.commit_without_waiting()
         with _turn(patience_s, writing=writing, in_turn=in_turn):
             done = work()
-        if is_outermost:
+        if not database.obj.in_transaction():
             _settle(done, is_promise)
         return done
     deadline, pause = time.monotonic() + patience_s, 0.05

@@ -17,9 +17,8 @@ _CHECKPOINT_PAGES = 8000
 
 
 class _Session(sqlite3.Connection):
-    """A connection, whether it was opened just now, is the one for writing, and waits for the disk at each commit."""
+    """A connection, whether it is the one for writing, and whether its commits wait for the disk."""
 
-    is_new = True
     is_pen = False
     waits = True
 
@@ -169,7 +168,6 @@ class Sqlite(PooledSqliteDatabase):
                 self._in_use.pop(self.conn_key(session))
                 self._pool_available.notify()
             session.is_pen = True
-            self.commit_without_waiting()
 
     def commit_without_waiting(self) -> None:
         """Let the commits of this connection not wait for the disk; whoever has promised something waits after them, see `File.settle`."""
@@ -178,12 +176,10 @@ class Sqlite(PooledSqliteDatabase):
             self.run("PRAGMA synchronous = NORMAL")
             session.waits = False
 
-    def _connect(self) -> _Session:
-        session: _Session = super()._connect()
-        if session.is_new:
-            session.is_new = False
-            self._file.look_again()
-        return session
+    def _add_conn_hooks(self, conn: _Session) -> None:
+        """Prepare a new connection; by then it holds the log that is there, or has begun another."""
+        super()._add_conn_hooks(conn)
+        self._file.look_again()
 
     def close(self) -> bool:
         """Give the connection of this thread back."""
