@@ -3,24 +3,22 @@
 import itertools
 import logging
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import peewee
-import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.db_url import parse
 from playhouse.migrations import Runner
-from playhouse.pool import MaxConnectionsExceeded, PooledPostgresqlDatabase
+from playhouse.pool import MaxConnectionsExceeded
 
 from tower.errors import SettingsError, Unavailable
 from tower.faults import fault
+from tower.postgres import Postgres
 from tower.settings import Settings
 from tower.sqlite import File, Sqlite
 from tower.trouble import Trouble, explain, is_of_writing, is_outage
@@ -34,12 +32,6 @@ trouble = Trouble()
 
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LIMITS = "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000"
-#: A pooled connection that was used so many seconds ago is taken to be alive.
-_TRUSTED_S = 1.0
-#: Statements that are prepared on a connection at most.
-_MOST_PREPARED = 300
-#: A statement with more values is one of a large batch: it is rarely the same again, and its plan takes memory.
-_MOST_VALUES = 250
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
 _writer = threading.RLock()
 #: How long who only reads waits for his turn.
@@ -86,7 +78,7 @@ def close_database() -> None:
 
 def is_postgres() -> bool:
     """Whether rows live in Postgres."""
-    return isinstance(database.obj, peewee.PostgresqlDatabase)
+    return isinstance(database.obj, Postgres)
 
 
 def _path(settings: Settings) -> Path:
@@ -98,53 +90,6 @@ def _sqlite(settings: Settings) -> peewee.Database:
     if not path.parent.is_dir():
         raise SettingsError(f"DATABASE_URL names {path}, but there is no folder {path.parent}; make it first.")
     return Sqlite(path, _file, connections=settings.db_pool)
-
-
-class _Session(psycopg2.extensions.connection):
-    """A connection, the statements that are prepared on it, and when it was last used."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.prepared: dict[str, str] = {}
-        self.used_at = time.monotonic()
-
-
-class _Postgres(PooledPostgresqlDatabase):
-    def take(self, *, writing: bool) -> None:
-        """Take a connection for this thread; any will do for writing."""
-        self.connect()
-
-    def _is_closed(self, conn: _Session) -> bool:
-        """Whether a pooled connection is of no use; one that was used a moment ago is not asked, which would double the way there."""
-        if conn.closed or time.monotonic() - conn.used_at < _TRUSTED_S:
-            return bool(conn.closed)
-        return bool(super()._is_closed(conn))
-
-    def _close(self, conn: _Session, close_conn: bool = False) -> None:
-        conn.used_at = time.monotonic()
-        super()._close(conn, close_conn)
-
-    def run(self, statement: str, values: Sequence[Any]) -> Any:
-        """Run a statement; prepared from its second time on this connection on, since to plan it costs more than to run it."""
-        session: _Session = self.connection()
-        if len(values) > _MOST_VALUES:
-            return self.execute_sql(statement.replace("?", "%s"), values)
-        known = session.prepared.get(statement)
-        if known is None:
-            if len(session.prepared) < _MOST_PREPARED:
-                session.prepared[statement] = ""
-            return self.execute_sql(statement.replace("?", "%s"), values)
-        if not known:
-            known = session.prepared[statement] = f"tower_{len(session.prepared)}_{abs(hash(statement))}"
-            self.execute_sql(f"PREPARE {known} AS {_numbered(statement)}")
-        return self.execute_sql(f"EXECUTE {known} ({', '.join(['%s'] * len(values))})" if values else f"EXECUTE {known}", values)
-
-
-@lru_cache(maxsize=500)
-def _numbered(statement: str) -> str:
-    """Return a statement with $1, $2, … in place of its question marks."""
-    numbers = itertools.count(1)
-    return re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
 
 
 def _postgres(settings: Settings) -> peewee.Database:
@@ -161,7 +106,7 @@ def _postgres(settings: Settings) -> peewee.Database:
         "application_name": "devops-control-tower",
         **parse(settings.database_url, unquote_user=True, unquote_password=True),
     }
-    return _Postgres(connection_factory=_Session, max_connections=settings.db_pool, timeout=5, autoconnect=False, **options)
+    return Postgres(settings.db_pool, **options)
 
 
 def unit(
@@ -236,7 +181,7 @@ def _patiently(
 @contextmanager
 def _connected(*, writing: bool) -> Iterator[None]:
     """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
-    pool: Sqlite | _Postgres = database.obj
+    pool: Sqlite | Postgres = database.obj
     try:
         pool.take(writing=writing)
         _file.check()
