@@ -1,5 +1,6 @@
 """DATABASE_URL to database: the one place that knows which it is, and how to outlive its failures."""
 
+import asyncio
 import itertools
 import logging
 import random
@@ -148,6 +149,22 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
+def send(statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+    """Run a statement that is a transaction by itself without a thread, for the event loop that runs; see `LoopConnection.run`.
+
+    Returns None if that cannot be done now, as with SQLite, which works in the thread that calls it. Then, and if the future raises, it has
+    to be done by `unit`.
+    """
+    if not is_postgres():
+        return None
+
+    def done() -> T:
+        trouble.end(writing=True)
+        return then()
+
+    return database.obj.in_loop.run(_spelled(statement), values, done)  # type: ignore[no-any-return]
+
+
 def _patiently(
     work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool = False, is_promise: bool | Callable[[T], bool] = False
 ) -> T:
@@ -246,12 +263,15 @@ def clock() -> float:
 
 def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
     """Run a statement written by hand, with a question mark for each value and {now} for the database's clock; return its rows."""
-    spelled = statement.replace("{now}", now().sql)
-    cursor = database.obj.run(spelled, values)
+    cursor = database.obj.run(_spelled(statement), values)
     if cursor.description is None:
         return []
     names = [column[0] for column in cursor.description]
     return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _spelled(statement: str) -> str:
+    return statement.replace("{now}", now().sql)
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:

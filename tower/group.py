@@ -84,14 +84,23 @@ class Group(Generic[Item, Result]):
 
 
 class Gathering(Generic[Item, Result]):
-    """A group of coroutines of one event loop: a thread works for all that wait, while the loop goes on; see `Group`."""
+    """A group of coroutines of one event loop: a thread works for all that wait, while the loop goes on; see `Group`.
 
-    def __init__(self, work: Callable[[list[Item]], list[Result]], most: int = 100) -> None:
-        self._work, self._most = work, most
+    `send` does the same without a thread, and returns its future; None if it cannot now. Then, or if that fails, the thread does it.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Item]], list[Result]],
+        send: "Callable[[list[Item]], asyncio.Future[list[Result]] | None]" = lambda items: None,
+        most: int = 100,
+    ) -> None:
+        self._work, self._send, self._most = work, send, most
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        #: The loop whose coroutines wait, and whether the thread works for it, or is about to.
+        #: The loop whose coroutines wait, whether somebody works for it, or is about to, and what was sent.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_busy = False
+        self._sent: asyncio.Future[list[Result]] | None = None
         #: What the thread has to do; None ends it, and it has one of its own.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -112,6 +121,8 @@ class Gathering(Generic[Item, Result]):
         """Leave out whoever waits, and wait for the work under way. Whoever comes later begins anew."""
         for _, future in self._waiting:
             future.cancel()
+        if self._sent:
+            await asyncio.wait([self._sent])
         thread, inbox = self._thread, self._inbox
         self._thread, self._inbox = None, SimpleQueue()
         if thread:
@@ -128,7 +139,7 @@ class Gathering(Generic[Item, Result]):
                 future.get_loop().call_soon_threadsafe(_settle, future, None, error)
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Have the thread work for the next of those who wait."""
+        """Work for the next of those who wait."""
         served = list[tuple[Item, asyncio.Future[Result]]]()
         while self._waiting and len(served) < self._most:
             item, future = self._waiting.popleft()
@@ -138,16 +149,33 @@ class Gathering(Generic[Item, Result]):
         if not served:
             return
         try:
-            self._hand_over(partial(self._work_for, loop, served, [future for _, future in self._waiting]))
+            self._sent = self._send([item for item, _ in served])
+        except BaseException as error:
+            self._tell(loop, served, [], [(None, error)] * len(served))
+            return
+        if self._sent is None:
+            self._hand_over(loop, served)
+        else:
+            self._sent.add_done_callback(partial(self._take_back, loop, served))
+
+    def _take_back(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", sent: "asyncio.Future[list[Result]]") -> None:
+        self._sent = None
+        if sent.cancelled() or sent.exception():
+            self._hand_over(loop, served)
+        else:
+            self._tell(loop, served, [], [(result, None) for result in sent.result()])
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]") -> None:
+        """Have the thread do it."""
+        try:
+            if self._thread is None:
+                thread = threading.Thread(target=_run, args=(self._inbox,), name="gathering", daemon=True)
+                thread.start()
+                self._thread = thread
         except RuntimeError as error:  # the system has no more threads
             self._tell(loop, served, [], [(None, error)] * len(served))
-
-    def _hand_over(self, work: Callable[[], None]) -> None:
-        if self._thread is None:
-            thread = threading.Thread(target=_run, args=(self._inbox,), name="gathering", daemon=True)
-            thread.start()
-            self._thread = thread
-        self._inbox.put(work)
+            return
+        self._inbox.put(partial(self._work_for, loop, served, [future for _, future in self._waiting]))
 
     def _work_for(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", others: "list[asyncio.Future[Result]]") -> None:
         outcomes = _outcomes(self._work, [item for item, _ in served])

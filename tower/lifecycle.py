@@ -4,13 +4,14 @@ Every function runs inside `db.unit`. A transition happened only if its update c
 back from the dead, and then nothing happens. See `moves.ARROWS` for what may follow what.
 """
 
+import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from tower import db, moves
 from tower.decision import QUARANTINE, has_last_chance
@@ -33,6 +34,10 @@ from tower.reminders import NUDGE_S, Nudge, rank
 
 #: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, unless its type says otherwise.
 BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
+#: Characters of payloads that an event loop may be busy with at once: a millisecond's worth.
+_MOST_SENT = 200_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,14 @@ def enter(tasks: Sequence[NewTask]) -> None:
     for some, data in _by_actor(tasks):
         moves.enter(some, data)
     _label(tasks)
+
+
+def send(tasks: Sequence[NewTask], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+    """Insert tasks as `enter` does, while the event loop goes on; None if there is too much of them for that, see `db.send`."""
+    if not is_one_entry(tasks) or sum(len(task.payload) for task in tasks) > _MOST_SENT:
+        return None
+    ((some, data),) = _by_actor(tasks)
+    return moves.send(some, data, then)
 
 
 def is_one_entry(tasks: Sequence[NewTask]) -> bool:

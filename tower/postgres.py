@@ -1,14 +1,21 @@
-"""Postgres as the tower uses it: its statements are prepared."""
+"""Postgres as the tower uses it: statements are prepared, and an event loop waits for one connection by itself."""
 
+import asyncio
 import itertools
+import math
 import re
+import select
 import time
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.pool import PooledPostgresqlDatabase
+from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
+
+T = TypeVar("T")
 
 #: A pooled connection that was used so many seconds ago is taken to be alive.
 _TRUSTED_S = 1.0
@@ -16,6 +23,10 @@ _TRUSTED_S = 1.0
 _MOST_PREPARED = 300
 #: A statement with more values is one of a large batch: it is rarely the same again, and its plan takes memory.
 _MOST_VALUES = 250
+#: How long a connection may take to come, and how long none is tried after one has failed.
+_CONNECT_S, _REST_S = 3.0, 1.0
+#: On a connection that a loop waits for, a lock is not: whoever works in a thread then says what it means.
+_HASTE = "-c lock_timeout=500"
 
 
 class Session(psycopg2.extensions.connection):
@@ -47,10 +58,28 @@ class Session(psycopg2.extensions.connection):
 
 
 class Postgres(PooledPostgresqlDatabase):
-    """A database of so many connections at most."""
+    """A database of so many connections at most, one of which is for an event loop."""
 
     def __init__(self, connections: int, **options: Any) -> None:
-        super().__init__(connection_factory=Session, max_connections=connections, timeout=5, autoconnect=False, **options)
+        super().__init__(connection_factory=Session, max_connections=connections - 1, timeout=5, autoconnect=False, **options)
+        self.in_loop = LoopConnection(self._connect_for_loop)
+
+    def _connect_for_loop(self) -> Session:
+        options = {**self.connect_params, "options": f"{self.connect_params['options']} {_HASTE}"}
+        session: Session = psycopg2.connect(dbname=self.database, async_=True, **options)
+        deadline = time.monotonic() + _CONNECT_S
+        while (state := session.poll()) != POLL_OK:
+            waits = [session.fileno()]
+            left_s = max(0.0, deadline - time.monotonic())
+            if not any(select.select(waits if state == POLL_READ else [], waits if state == POLL_WRITE else [], [], left_s)):
+                session.close()
+                raise psycopg2.OperationalError("timeout expired")
+        return session
+
+    def close_all(self) -> None:
+        """Close every connection, the one of the loop as well."""
+        super().close_all()
+        self.in_loop.close()
 
     def take(self, *, writing: bool) -> None:
         """Take a connection for this thread; any will do for writing."""
@@ -80,3 +109,132 @@ def _numbered(statement: str) -> str:
     """Return a statement with $1, $2, … in place of its question marks."""
     numbers = itertools.count(1)
     return re.sub(r"\?", lambda _: f"${next(numbers)}", statement)
+
+
+class LoopConnection:
+    """A connection that an event loop waits for by itself: who hands over to a thread, and is handed back to, waits for the system twice.
+
+    It runs one statement at a time, which is a transaction by itself. Whenever that cannot be, or fails, the same has to be done in a
+    thread, where there are patience, other connections, and words for what is wrong.
+    """
+
+    def __init__(self, connect: Callable[[], Session]) -> None:
+        self._connect = connect
+        self._line: _Line | None = None
+        self._opening_for: asyncio.AbstractEventLoop | None = None
+        self._rests_until = 0.0
+
+    def run(self, statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+        """Send a statement; return the future of what `then` returns once it is committed, None if it cannot be sent now.
+
+        The future raises if it failed, or if nobody knows: it may be committed all the same.
+        """
+        loop = asyncio.get_running_loop()
+        if self._line and self._line.is_closed:
+            self._line, self._rests_until = None, time.monotonic() + _REST_S
+        if self._line and self._line.loop is loop:
+            return self._line.send(statement, values, then)
+        if self._opening_for is not loop and time.monotonic() >= self._rests_until:
+            self.close()
+            self._open(loop)
+        return None
+
+    def _open(self, loop: asyncio.AbstractEventLoop) -> None:
+        with suppress(RuntimeError):  # the loop is about to end
+            self._opening_for = loop
+            loop.run_in_executor(None, self._connect).add_done_callback(partial(self._opened, loop))
+
+    def _opened(self, loop: asyncio.AbstractEventLoop, connected: "asyncio.Future[Session]") -> None:
+        is_wanted = self._opening_for is loop
+        if is_wanted:
+            self._opening_for = None
+        if connected.cancelled() or connected.exception():
+            self._rests_until = time.monotonic() + _REST_S
+            return
+        try:
+            if is_wanted:
+                self._line = _Line(loop, connected.result())
+        except NotImplementedError:  # a loop that waits for nothing but its own sockets
+            self._rests_until = math.inf
+        if not self._line:
+            connected.result().close()
+
+    def close(self) -> None:
+        """Close the connection, from any thread; what is under way has failed."""
+        line, self._line, self._opening_for = self._line, None, None
+        if line and line.loop.is_running() and line.loop is not _running_loop():
+            with suppress(RuntimeError):  # it has ended meanwhile
+                line.loop.call_soon_threadsafe(line.end)
+                return
+        if line:
+            line.end()
+
+
+class _Line:
+    """An open connection, and the loop that looks when there is something to read from it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, session: Session) -> None:
+        self.loop = loop
+        self._session, self._number = session, session.fileno()
+        self._cursor = session.cursor()
+        #: What is under way, and what makes its result.
+        self._answer: asyncio.Future[Any] | None = None
+        self._then: Callable[[], Any] = tuple
+        self._is_writing = False
+        loop.add_reader(self._number, self._go_on)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is of no use any more."""
+        return bool(self._session.closed)
+
+    def send(self, statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+        if self._answer is not None:
+            return None
+        first, text = self._session.spell(statement, values)
+        try:
+            self._cursor.execute(f"{first}; {text}" if first else text, values)
+        except (psycopg2.Error, ValueError) as error:  # it is gone, or no statement can hold such a value
+            self.end(error)
+            return None
+        answer: asyncio.Future[T] = self.loop.create_future()
+        self._answer, self._then = answer, then
+        self._go_on()
+        return answer
+
+    def _go_on(self) -> None:
+        """Send what is still to be sent, and take what has come."""
+        try:
+            state = self._session.poll()
+        except psycopg2.Error as error:
+            self.end(error)
+            return
+        if self._is_writing != (state == POLL_WRITE):
+            self._is_writing = not self._is_writing
+            if self._is_writing:
+                self.loop.add_writer(self._number, self._go_on)
+            else:
+                self.loop.remove_writer(self._number)
+        if state == POLL_OK and self._answer is not None:
+            answer, self._answer = self._answer, None
+            try:
+                answer.set_result(self._then())
+            except BaseException as error:
+                answer.set_exception(error)
+
+    def end(self, error: Exception | None = None) -> None:
+        """Close the connection; what is under way has failed."""
+        with suppress(RuntimeError):  # the loop has ended
+            self.loop.remove_reader(self._number)
+            self.loop.remove_writer(self._number)
+        self._session.close()
+        answer, self._answer = self._answer, None
+        with suppress(RuntimeError):
+            if answer:
+                answer.set_exception(error or psycopg2.OperationalError("the connection was closed"))
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    with suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
