@@ -57,6 +57,8 @@ _MADE = {
     **dict.fromkeys(("created_at", "queued_at", "updated_at"), "at"),
 }
 _EVENT = "INSERT INTO task_event (task_id, seq, attempt, at, kind, data)"
+#: In Postgres, the events of the rows that a statement named `moved` has changed.
+_TOLD = f"{_EVENT} SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
 
 _log = logging.getLogger("tower.task")
 
@@ -74,12 +76,9 @@ def _insert(tasks: Sequence[Row], data: dict[str, Any]) -> list[Row]:
 
 
 def enter(tasks: Sequence[Row], data: dict[str, Any]) -> None:
-    """Insert tasks as `insert` does, none of which has a key; on SQLite, too, each piece is one statement, a transaction by itself."""
+    """Insert tasks as `insert` does, none of which has a key; each piece is one statement, on SQLite too a transaction by itself."""
     for some in pieces(tasks):
-        if db.is_postgres():
-            _insert(some, data)
-            continue
-        db.rows(_entry(len(some)), ["queued", _text(data), *_values(some)])
+        db.rows(*_entry(some, data))
         _tell_new(some, data)
 
 
@@ -90,7 +89,15 @@ def send(tasks: Sequence[Row], data: dict[str, Any], then: Callable[[], T]) -> "
         _tell_new(tasks, data)
         return then()
 
-    return db.send(_with_told(_insertion(len(tasks))), [*_values(tasks), "queued", _text(data)], entered)
+    return db.send(*_entry(tasks, data), entered)
+
+
+def _entry(tasks: Sequence[Row], data: dict[str, Any]) -> tuple[str, list[Any]]:
+    """Return the statement that inserts tasks with their first events, and its values."""
+    event = ["queued", _text(data)]
+    if db.is_postgres():
+        return _entry_into_postgres(len(tasks)), [*_values(tasks), *event]
+    return _entry_into_sqlite(len(tasks)), [*event, *_values(tasks)]
 
 
 def _tell_new(tasks: Sequence[Row], data: dict[str, Any]) -> None:
@@ -111,8 +118,12 @@ def _insertion(count: int) -> str:
 
 
 @lru_cache(maxsize=ROWS)
-def _entry(count: int) -> str:
-    """Return the statement that inserts so many tasks with their first events, for SQLite."""
+def _entry_into_postgres(count: int) -> str:
+    return f"WITH moved AS ({_insertion(count)}) {_TOLD}"
+
+
+@lru_cache(maxsize=ROWS)
+def _entry_into_sqlite(count: int) -> str:
     names, taken, source = _new(count)
     return f"INSERT INTO task_entry (kind, data, {names}) SELECT ?, ?, {taken} FROM {source}"
 
@@ -190,7 +201,7 @@ def _with_events(
 def _with_told(statement: str, also: str = "") -> str:
     """Return the statement of Postgres that changes rows, appends an event to each, and does something else in the same moment."""
     more = f", more AS ({also})" if also else ""
-    return f"WITH moved AS ({statement}), told AS ({_EVENT} SELECT id, seq, attempt, updated_at, ?, ? FROM moved){more} SELECT * FROM moved"
+    return f"WITH moved AS ({statement}), told AS ({_TOLD}){more} SELECT * FROM moved"
 
 
 def move(
