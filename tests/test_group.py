@@ -112,6 +112,38 @@ def test_coroutines_that_come_together_are_served_together() -> None:
     assert {number for items in done for number in items} == {0, 1, 2, 3, 4, 6}
 
 
+def test_what_is_sent_needs_no_thread_unless_that_fails() -> None:
+    """In order, together with what comes at the same time; an error is told to those it is about."""
+    sent, worked = list[list[int]](), list[list[int]]()
+
+    def send(items: list[int]) -> "asyncio.Future[list[int]] | None":
+        sent.append(items)
+        if items[0] == 2:
+            return None
+        if items[0] == 3:
+            raise ValueError("not to be sent")
+        future = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(
+            0.01, lambda: future.set_exception(OSError("lost")) if items[0] == 4 else future.set_result([item * 10 for item in items])
+        )
+        return future
+
+    def work(items: list[int]) -> list[int]:
+        worked.append(items)
+        return [item * 100 for item in items]
+
+    async def ask() -> list[Any]:
+        gathering = Gathering(work, send)
+        found = list(await asyncio.gather(gathering.do(0), gathering.do(1)))
+        for number in (2, 3, 4, 5):
+            found += await asyncio.gather(gathering.do(number), return_exceptions=True)
+        await gathering.stop()
+        return [str(one) for one in found]
+
+    assert asyncio.run(ask()) == ["0", "10", "200", "not to be sent", "400", "50"]
+    assert (sent, worked) == ([[0, 1], [2], [3], [4], [5]], [[2], [4]])
+
+
 def test_a_database_that_is_away_is_waited_for_once_by_all_who_wait() -> None:
     """Also by those for whom there was no room in the batch, and by those that are tried alone."""
     done = list[list[int]]()

@@ -1,0 +1,318 @@
+"""The connection that an event loop waits for by itself: what it does, and that nothing is lost or done twice when it cannot."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing
+from typing import Any
+
+import psycopg2  # type: ignore[import-untyped]
+import pytest
+
+from actors.handlers import load as load_handlers
+from tests import rows as r
+from tower import db
+from tower import postgres as module
+from tower.errors import Unavailable
+from tower.models import QUEUED, Task
+from tower.orchestrator import EnhancedOrchestrator
+from tower.settings import Settings
+from tower.spec import TaskSpec
+
+#: What names a task, or tells when it came.
+_OWN = ("id", "correlation_id", "rank", "created_at", "queued_at", "updated_at", "trace_due_at", "nudge_at")
+
+
+class Engine:
+    """An orchestrator on Postgres, and which requests it did in its thread."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.orchestrator = EnhancedOrchestrator(Settings(database_url=url, redis_url=None), load_handlers(), r.Nudges())  # type: ignore[arg-type]
+        self.in_thread = list[str]()
+        work = self.orchestrator._gathering._work
+
+        def noted(requests: list[Any]) -> list[None]:
+            self.in_thread += [task.id for request in requests for task in request]
+            return work(requests)
+
+        self.orchestrator._gathering._work = noted
+
+    async def enqueue(self, **more: Any) -> str:
+        return await self.orchestrator.enqueue(TaskSpec(type="echo", payload={"text": "x"}, **more))
+
+    async def warm(self) -> None:
+        """Enqueue until the loop has its connection."""
+        async with asyncio.timeout(20):
+            while (await self.enqueue()) in self.in_thread:
+                await asyncio.sleep(0.02)
+        self.in_thread.clear()
+
+    def execute(self, statement: str, url: str = "") -> list[Any]:
+        """Run a statement as somebody else."""
+        with closing(psycopg2.connect(url or self.url)) as connection, connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Let nobody write tasks meanwhile."""
+        with closing(psycopg2.connect(self.url)) as connection, connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE task IN EXCLUSIVE MODE")
+            yield
+            connection.rollback()
+
+    async def waits(self) -> None:
+        """Wait until somebody waits to write tasks."""
+        waiting = "SELECT COUNT(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        async with asyncio.timeout(20):
+            while not (await asyncio.to_thread(self.execute, waiting))[0][0]:
+                await asyncio.sleep(0.01)
+
+
+_END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
+@pytest.fixture
+def engine(new_database: Callable[[], str]) -> Iterator[Engine]:
+    url = new_database()
+    db.open_database(Settings(database_url=url))
+    yield Engine(url)
+    db.close_database()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    """Run coroutines in a loop of their own; what none of them has handled fails the test."""
+    wrong = list[dict[str, Any]]()
+
+    async def watched() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        await work()
+
+    asyncio.run(watched())
+    assert wrong == []
+
+
+def test_a_task_is_the_same_whether_the_loop_waits_for_it_or_a_thread(engine: Engine) -> None:
+    """Its row and its first event; also once the statement is prepared, and for several at once."""
+
+    async def work() -> None:
+        by_thread = await engine.enqueue(priority=3)
+        assert engine.in_thread == [by_thread]
+        await engine.warm()
+        ids = [by_thread, *[await engine.enqueue(priority=3) for _ in range(3)]]
+        ids += await asyncio.gather(*(engine.enqueue(priority=3) for _ in range(20)))
+        assert engine.in_thread == []
+
+        found = [{name: value for name, value in r.row(task_id).items() if name not in _OWN} for task_id in ids]
+        assert found == [found[0]] * len(ids)
+        assert all(r.kinds(task_id) == ["queued"] for task_id in ids)
+
+    run(work)
+
+
+def test_what_does_not_fit_goes_through_the_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labels are other rows, and a loop is not kept busy with large texts."""
+
+    async def work() -> None:
+        await engine.warm()
+        labelled = await engine.enqueue(labels={"team": "red"})
+        monkeypatch.setattr("tower.lifecycle._MOST_SENT", 5)
+        large = await engine.enqueue()
+        assert engine.in_thread == [labelled, large]
+
+    run(work)
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_a_connection_that_ends_is_replaced_and_nothing_is_lost_or_doubled(
+    engine: Engine, idle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether Postgres ends it between two tasks, or while it is asked for one."""
+    monkeypatch.setattr(module, "_REST_S", 0.05)
+    monkeypatch.setattr(module, "_HASTE", "")
+
+    async def work() -> None:
+        await engine.warm()
+        if idle:
+            await asyncio.to_thread(engine.execute, _END)
+            await asyncio.sleep(0.05)
+            task_id = await engine.enqueue()
+        else:
+            async with engine.held():
+                asked = asyncio.create_task(engine.enqueue())
+                await engine.waits()
+                await asyncio.to_thread(engine.execute, f"{_END} AND wait_event_type = 'Lock'")
+                async with asyncio.timeout(20):
+                    while not engine.in_thread:
+                        await asyncio.sleep(0.01)
+            task_id = await asked
+        assert engine.in_thread == [task_id]
+        assert (r.row(task_id)["status"], r.kinds(task_id)) == (QUEUED, ["queued"])
+        await engine.warm()
+
+    run(work)
+
+
+def test_who_holds_the_table_is_waited_for_in_a_thread(engine: Engine) -> None:
+    """The loop gives up soon; others may wait there as long as always."""
+
+    async def work() -> None:
+        await engine.warm()
+        async with engine.held():
+            asked = asyncio.create_task(engine.enqueue())
+            async with asyncio.timeout(20):
+                while not engine.in_thread:
+                    await asyncio.sleep(0.01)
+            await engine.waits()
+        assert engine.in_thread == [await asked]
+        assert r.kinds(await asked) == ["queued"]
+
+    run(work)
+
+
+def test_a_commit_whose_answer_is_lost_enters_the_task_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread does it again, and finds it there."""
+
+    async def work() -> None:
+        await engine.warm()
+        line = db.database.obj.in_loop._line
+        session = line._session
+
+        class Losing:
+            closed = 0
+            spell = session.spell
+
+            def poll(self) -> int:
+                if session.poll() == module.POLL_OK:
+                    raise psycopg2.OperationalError("the answer is lost")
+                return int(module.POLL_READ)
+
+            def close(self) -> None:
+                self.closed = 1
+                session.close()
+
+        line._session = Losing()
+        task_id = await engine.enqueue()
+        assert engine.in_thread == [task_id]
+        assert r.kinds(task_id) == ["queued"]
+
+    run(work)
+
+
+def test_a_database_that_is_away_is_told_of_as_always(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the first task that it takes again ends the outage, whoever brought it."""
+    monkeypatch.setattr("tower.orchestrator._PATIENCE_S", 0.3)
+    monkeypatch.setattr(module, "_REST_S", 0.05)
+
+    server, name = engine.url.rsplit("/", 1)
+
+    async def work() -> None:
+        await engine.warm()
+        for is_on in (True, False):
+            engine.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {is_on}", f"{server}/postgres")
+            await asyncio.to_thread(engine.execute, _END)
+            if is_on:
+                with pytest.raises(Unavailable, match="only be read"):
+                    await engine.enqueue()
+                assert "only be read" in (db.trouble.now() or "")
+        while (await _tried(engine)) in (None, *engine.in_thread):
+            await asyncio.sleep(0.05)
+        db.trouble.begin("away", writing=True)
+        engine.in_thread.clear()
+        await engine.enqueue()
+        assert (engine.in_thread, db.trouble.now()) == ([], None)
+
+    run(work)
+
+
+async def _tried(engine: Engine) -> str | None:
+    try:
+        return await engine.enqueue()
+    except Unavailable:
+        return None
+
+
+def test_a_large_statement_is_sent_as_the_socket_takes_it(engine: Engine) -> None:
+    """Several megabytes do not go at once."""
+
+    async def work() -> None:
+        await engine.warm()
+        connection = db.database.obj.in_loop
+        for size in (20_000_000, 10):
+            sent = connection.run("INSERT INTO saved_view VALUES (?, 'o', ?, ?, 0)", [f"v{size}", f"n{size}", "q" * size], lambda: "done")
+            assert sent is not None
+            assert connection.run("SELECT 1", [], lambda: "too early") is None
+            assert await asyncio.wait_for(sent, 20) == "done"
+        assert db.read(lambda: db.rows("SELECT length(query) AS n FROM saved_view ORDER BY n")) == [{"n": 10}, {"n": 20_000_000}]
+
+    run(work)
+
+
+def test_each_loop_gets_a_connection_of_its_own(engine: Engine) -> None:
+    """The one of a loop that has ended, or that is closed from elsewhere, is no use to another."""
+    for _ in range(2):
+        run(engine.warm)
+    engine.orchestrator._gathering._loop = None
+
+    async def work() -> None:
+        await engine.warm()
+        line = db.database.obj.in_loop._line
+        end, ended_by = line.end, list[threading.Thread]()
+        line.end = lambda *told: (ended_by.append(threading.current_thread()), end(*told))
+        closer = threading.Thread(target=db.close_database)
+        closer.start()
+        await asyncio.to_thread(closer.join)
+        async with asyncio.timeout(20):
+            while not line.is_closed:
+                await asyncio.sleep(0.01)
+        assert ended_by == [threading.main_thread()]
+        assert await engine.enqueue() in engine.in_thread
+
+    run(work)
+    others = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    db.close_database()
+    assert engine.execute(others)[0][0] == 0
+
+
+def test_a_loop_that_cannot_wait_for_a_connection_leaves_it_to_the_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the default one of Windows."""
+
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError
+
+    async def work() -> None:
+        asked = list[int]()
+        monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", lambda *_: asked.append(1) or refuse())
+        async with asyncio.timeout(20):
+            while not asked:
+                await engine.enqueue()
+                await asyncio.sleep(0.01)
+        before = len(engine.in_thread)
+        for _ in range(3):
+            await engine.enqueue()
+        assert (len(engine.in_thread) - before, len(asked)) == (3, 1)
+
+    run(work)
+    assert db.read(lambda: Task.select().count()) == len(engine.in_thread)
+
+
+def test_who_stops_waits_for_what_was_sent(engine: Engine) -> None:
+    """It is answered; whoever waits behind it is left out."""
+
+    async def work() -> None:
+        await engine.warm()
+        async with engine.held():
+            first = asyncio.create_task(engine.enqueue())
+            await engine.waits()
+            second = asyncio.create_task(engine.enqueue())
+            await asyncio.sleep(0)
+            stopping = asyncio.create_task(engine.orchestrator.stop())
+            await asyncio.sleep(0.05)
+            assert not stopping.done()
+        await stopping
+        assert r.kinds(await first) == ["queued"]
+        with pytest.raises(asyncio.CancelledError):
+            await second
+
+    run(work)
