@@ -15,7 +15,7 @@ from tower import db, lifecycle, load, queries
 from tower.broker import Nudger, handler_actor
 from tower.decision import CONCURRENCY_KEY, KEY, PREFETCH, RATE_LIMIT, TYPE, Load, Row, choose, obstacle
 from tower.faults import fault
-from tower.models import RUNNING, Task
+from tower.models import RUNNING, Task, queued
 from tower.reminders import Nudge
 from tower.settings import Settings
 
@@ -186,15 +186,11 @@ class Walk:
         open_lanes = [row["lane"] for row in lanes if obstacle(row, self.load) is None]
         if len(open_lanes) * self.load.room > _MOST_HEADS:
             return None
-        rows = [
-            row
-            for lane in open_lanes
-            for row in db.rows(_OF_LANE.format(queued=queries.queued().sql), [self.load.now, lane, self.load.room])
-        ]
+        rows = [row for lane in open_lanes for row in db.rows(_OF_LANE.format(queued=queued().sql), [self.load.now, lane, self.load.room])]
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
 
     def _waiting(self) -> Any:
-        ready = (queries.queued(), Task.ready_at <= self.load.now, lifecycle.in_time())
+        ready = (queued(), Task.ready_at <= self.load.now, lifecycle.in_time())
         return Task.select(*load.COLUMNS).where(*ready)
 
     def _page(self) -> list[dict[str, Any]]:
@@ -259,4 +255,4 @@ WHERE beat_at > {{now}} - ? AND slots > coalesce(busy, 0)
 def _lanes(most: int) -> list[dict[str, Any]]:
     """Return the first task of each lane in which one waits, of so many lanes."""
     chosen = db.found("id", f"SELECT id FROM head WHERE id IS NOT NULL LIMIT {most}")
-    return db.rows(_HEADS.format(queued=queries.queued().sql, chosen=chosen, names=load.NAMES))
+    return db.rows(_HEADS.format(queued=queued().sql, chosen=chosen, names=load.NAMES))

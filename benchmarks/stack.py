@@ -19,6 +19,7 @@ from actors.handlers import load as load_handlers
 from tests.servers import Postgres, Redis, free_port, wait_for
 from tower import db
 from tower.broker import Nudger, open_broker
+from tower.models import behind
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings, load
 
@@ -27,7 +28,7 @@ PROGRAMS = Path(sys.executable).parent
 #: Worker processes of the services, and slots of each.
 WORKERS, SLOTS = 1, 16
 _ENDING = "SELECT COUNT(*) FROM task WHERE status IN ('queued', 'dispatched', 'running')"
-_TRACING = "SELECT COUNT(*) FROM task WHERE traced_seq < seq"
+_TRACING = f"SELECT COUNT(*) FROM task WHERE {behind()[0].sql}"
 PAYLOAD = {"text": "x" * 1000}
 
 

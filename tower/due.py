@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tower import db
-from tower.models import DISPATCHED, QUEUED, RUNNING
+from tower.models import DISPATCHED, QUEUED, RUNNING, behind, queued, waiting
 from tower.spec import MAX_WINDOW_S
 
 
@@ -28,31 +28,33 @@ class Look:
     next_s: float | None
 
 
-_WAITING = f"status IN ('{QUEUED}', '{DISPATCHED}') AND expires_at IS NOT NULL"
 _DUE = {
-    "late": f"SELECT 1 FROM task WHERE {_WAITING} AND expires_at <= {{now}}",
-    "queued": f"SELECT 1 FROM task WHERE status = '{QUEUED}' AND nudge_at <= {{now}}",
-    "dispatched": f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND nudge_at <= {{now}}",
-    "untraced": "SELECT 1 FROM task WHERE traced_seq < seq AND trace_due_at <= {now}",
-    "old_starts": f"SELECT 1 FROM task_start WHERE at < {{now}} - {MAX_WINDOW_S}",
+    "late": "{waiting} AND expires_at IS NOT NULL AND expires_at <= {{now}}",
+    "queued": f"status = '{QUEUED}' AND nudge_at <= {{{{now}}}}",
+    "dispatched": f"status = '{DISPATCHED}' AND nudge_at <= {{{{now}}}}",
+    "untraced": "{begun} AND trace_due_at <= {{now}} UNION ALL SELECT 1 FROM task WHERE {behind} AND trace_due_at <= {{now}}",
 }
-_NEXT_DUE = f"""
+_NEXT_DUE = """
 SELECT MIN(at) - {{now}} AS wait FROM (
-    SELECT MIN(ready_at) AS at FROM task WHERE status = '{QUEUED}' AND ready_at > 0 AND ready_at > {{now}}
-    UNION ALL SELECT MIN(expires_at) FROM task WHERE {_WAITING} AND expires_at > {{now}}
+    SELECT MIN(ready_at) AS at FROM task WHERE {queued} AND ready_at > 0 AND ready_at > {{now}}
+    UNION ALL SELECT MIN(expires_at) FROM task WHERE {waiting} AND expires_at IS NOT NULL AND expires_at > {{now}}
 ) AS due"""
+_OLD_STARTS = f"EXISTS (SELECT 1 FROM task_start WHERE at < {{{{now}}}} - {MAX_WINDOW_S}) AS old_starts"
 _LOOK = (
     f"""
     SELECT task.id, attempt, beat, worker_id, pid, pid_space, pid_started, host
     FROM task LEFT JOIN worker ON worker.id = worker_id WHERE status = '{RUNNING}'""",
     "SELECT * FROM worker",
-    f"SELECT {', '.join(f'EXISTS ({found}) AS {name}' for name, found in _DUE.items())}",
+    f"SELECT {', '.join(f'EXISTS (SELECT 1 FROM task WHERE {found}) AS {name}' for name, found in _DUE.items())}, {_OLD_STARTS}",
     _NEXT_DUE,
 )
 
 
 def look() -> Look:
     """Look at what a pass of the sweep may have to do."""
-    at, (now, (running, workers, (due,), (following,))) = db.read(lambda: (time.monotonic(), db.several(_LOOK)))
+    begun, lagging = behind()
+    conditions = {"queued": queued().sql, "waiting": waiting().sql, "begun": begun.sql, "behind": lagging.sql}
+    statements = [statement.format(**conditions) for statement in _LOOK]
+    at, (now, (running, workers, (due,), (following,))) = db.read(lambda: (time.monotonic(), db.several(statements)))
     is_due = {name: bool(is_any) for name, is_any in due.items()}
     return Look(now, now - at, running, workers, **is_due, next_s=following["wait"])

@@ -28,6 +28,7 @@ from tower.models import (
     Task,
     TaskLabel,
     TaskStart,
+    waiting,
 )
 from tower.moves import change, move, record
 from tower.reminders import NUDGE_S, Nudge, rank
@@ -220,8 +221,7 @@ def in_time() -> Any:
 
 def give_up_late(limit: int) -> list[str]:
     """End tasks that have not started by their `expires_at`; return their ids."""
-    waiting = Task.status << (QUEUED, DISPATCHED)
-    late = Task.select(Task.id).where(waiting, Task.expires_at.is_null(False), Task.expires_at <= db.now()).limit(limit)
+    late = Task.select(Task.id).where(waiting(), Task.expires_at.is_null(False), Task.expires_at <= db.now()).limit(limit)
     if db.is_postgres():
         late = late.for_update("FOR UPDATE SKIP LOCKED")
     error = {"code": "expired", "message": "It had not started by its expires_at."}

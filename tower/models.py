@@ -5,9 +5,9 @@ import random
 import time
 import uuid
 
-from peewee import BlobField, CompositeKey, DoubleField, IntegerField, Model, TextField
+from peewee import SQL, BlobField, CompositeKey, DoubleField, IntegerField, Model, TextField
 
-from tower.db import database
+from tower.db import database, likely
 
 QUEUED, DISPATCHED, RUNNING = "queued", "dispatched", "running"
 SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = "succeeded", "failed", "cancelled", "timed_out"
@@ -17,7 +17,7 @@ FINAL = (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT)
 BROKEN = (FAILED, CANCELLED, TIMED_OUT)
 IN_FLIGHT = (DISPATCHED, RUNNING)
 STATUSES = (QUEUED, *IN_FLIGHT, *FINAL)
-
+_WAITING = f"('{QUEUED}', '{DISPATCHED}')"
 #: Kinds of event that `tower fsck --repair` writes: here something is missing, and this was found to be wrong.
 LOST, STRUCK = "lost", "struck"
 
@@ -291,3 +291,18 @@ class SavedView(Row):
 
 
 TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker, ApiKey, Audit, SavedView)
+
+
+def queued() -> SQL:
+    """Return the condition that a task is queued, for a search by another index than that of statuses: very many may be."""
+    return likely(f"status = '{QUEUED}'")
+
+
+def waiting() -> SQL:
+    """Return the condition that a task has not started, for a search by another index than that of statuses."""
+    return likely(f"status IN {_WAITING}")
+
+
+def behind() -> tuple[SQL, SQL]:
+    """Return the conditions that a folder lags behind: of a task that has begun, and of one that has not; each has an index of its own."""
+    return SQL(f"traced_seq < seq AND status NOT IN {_WAITING}"), SQL(f"traced_seq < seq AND {waiting().sql}")

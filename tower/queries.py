@@ -11,7 +11,21 @@ from peewee import fn
 from tower import db, load
 from tower.decision import obstacle
 from tower.errors import NotFound
-from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, first_id
+from tower.models import (
+    DISPATCHED,
+    FINAL,
+    IN_FLIGHT,
+    QUEUED,
+    RUNNING,
+    Task,
+    TaskArtifact,
+    TaskEvent,
+    TaskLabel,
+    TaskLog,
+    behind,
+    first_id,
+    queued,
+)
 
 #: The columns of a list: everything but the texts that may be large.
 SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
@@ -164,11 +178,6 @@ def dispatched_count(queues: Sequence[str]) -> int:
 _READY = f"status = '{QUEUED}' AND ready_at <= {{now}}"
 
 
-def queued() -> Any:
-    """Return the condition that a task is queued, as SQL for a search along the order of starting."""
-    return db.likely(f"status = '{QUEUED}'")
-
-
 @dataclass(frozen=True)
 class Ready:
     """That a queued task's time has come: how long the first of all waits, and whether it is one of those that were asked about."""
@@ -222,8 +231,8 @@ class Told(TypedDict):
     artifacts: list[tuple[str, int]]
 
 
-#: Tasks that one statement asks for.
-_MANY = 500
+#: Tasks that one statement asks for; tasks among which the one that waits longest is looked for.
+_MANY, _FIRST = 500, 200
 #: Log chunks of a task that are held together: a quarter of a megabyte each, at most.
 _FEW = 4
 
@@ -320,9 +329,12 @@ def queues() -> dict[str, dict[str, int]]:
 
 
 def oldest_waiting_s() -> float | None:
-    """Return for how many seconds the longest-waiting task could have started already; None if none waits."""
-    since = fn.MIN(Task.queued_at)
-    oldest = Task.select(since).where(Task.status == QUEUED, Task.ready_at <= db.now()).scalar()
+    """Return for how many seconds the longest-waiting of the tasks that could start already has waited; None if none waits.
+
+    Only the first to be made are looked at: those that come later have waited longer only if all these were queued again since.
+    """
+    first = Task.select(Task.queued_at).where(Task.status == QUEUED, Task.ready_at <= db.now()).order_by(Task.id).limit(_FIRST)
+    oldest = min((row[0] for row in first.tuples()), default=None)
     return None if oldest is None else max(0.0, db.clock() - float(oldest))
 
 
@@ -333,9 +345,9 @@ def trace_error(task_id: str) -> str | None:
 
 
 def trace_errors(limit: int = 1000) -> list[str]:
-    """Return why folders lag behind, those tried most often first; only so many are looked at."""
-    behind = Task.select(Task.trace_error).where(Task.traced_seq < Task.seq).order_by(Task.trace_due_at.desc()).limit(limit)
-    return [row[0] for row in behind.tuples() if row[0] is not None]
+    """Return why folders lag behind, those tried most often first; of those that wait, and of all others, only so many are looked at."""
+    queries = [Task.select(Task.trace_error).where(lagging).order_by(Task.trace_due_at.desc()).limit(limit) for lagging in behind()]
+    return [row[0] for query in queries for row in query.tuples() if row[0] is not None]
 
 
 def progress(task_id: str) -> tuple[str, int]:

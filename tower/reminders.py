@@ -7,14 +7,15 @@ from typing import Any
 import peewee
 
 from tower import db
-from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, Task, Worker
+from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, Task, Worker, behind, queued
 
 #: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
 NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
 #: A trace that nobody wrote is asked for again, likewise: a disk that has space again waits no longer than that.
 TRACE_S, TRACE_CEILING_S = 2.0, 60.0
-#: A task that waits is traced after this many seconds; most have started by then.
-WAITING_TRACE_S = 10.0
+#: A task that waits is traced after this many seconds; most have started by then. Of a crowd that waits only so many are asked for at
+#: once: a folder that is there already makes the end of its task dearer, and those that end should not wait for others.
+WAITING_TRACE_S, _WAITING_AT_ONCE = 10.0, 20
 #: What was changed so many seconds before the last change may not be on the disk.
 _UNWRITTEN_S = 60.0
 #: A time that lies less ahead than this may have been set a moment ago.
@@ -32,14 +33,14 @@ class Nudge:
 
 def due_to_start() -> Nudge | None:
     """Return a queued task that could start and has not been nudged for a while; push its next nudge back."""
-    ready = Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now(), Task.nudge_at <= db.now())
+    ready = Task.select(Task.id).where(queued(), Task.ready_at <= db.now(), Task.nudge_at <= db.now())
     return next(iter(_push_back(ready.order_by(Task.rank, Task.id), QUEUED, 1)), None)
 
 
 def all_due() -> None:
     """Let every nudge that was sent be due now, because the broker has forgotten them."""
     Task.update(nudge_at=0).where(Task.status == DISPATCHED, Task.nudge_at > db.now()).execute()
-    first = Task.select(Task.id).where(Task.status == QUEUED, Task.ready_at <= db.now()).order_by(Task.rank, Task.id).limit(1)
+    first = Task.select(Task.id).where(queued(), Task.ready_at <= db.now()).order_by(Task.rank, Task.id).limit(1)
     Task.update(nudge_at=0).where(Task.id << first, Task.status == QUEUED).execute()
 
 
@@ -50,8 +51,8 @@ def set_back() -> None:
     later = (db.now() + _SET_BACK_S) < Task.updated_at
     moved = {time: peewee.Case(None, [(time << (0, named), time)], time - ahead) for time in (Task.ready_at, Task.nudge_at)}
     Task.update({**moved, Task.rank: rank(), Task.updated_at: db.now()}).where(Task.status << (QUEUED, DISPATCHED), later).execute()
-    behind = (Task.traced_seq < Task.seq) & (Task.trace_due_at > db.now() + TRACE_CEILING_S + _SET_BACK_S)
-    Task.update(trace_due_at=db.now()).where(behind).execute()
+    for lagging in behind():
+        Task.update(trace_due_at=db.now()).where(lagging, Task.trace_due_at > db.now() + TRACE_CEILING_S + _SET_BACK_S).execute()
     Worker.update(beat_at=db.now()).where(Worker.beat_at > db.now() + _SET_BACK_S).execute()
 
 
@@ -78,11 +79,16 @@ def _push_back(due: Any, status: str, limit: int) -> list[Nudge]:
 
 
 def due_to_trace(limit: int) -> list[str]:
-    """Return tasks whose trace folder lags behind; push their next reminders back."""
-    behind = Task.select(Task.id).where(Task.traced_seq < Task.seq, Task.trace_due_at <= db.now()).order_by(Task.trace_due_at).limit(limit)
+    """Return tasks whose trace folder lags behind, at last a few of those that wait; push their next reminders back."""
+    begun, waiting = behind()
+    return [*_due_to_trace(begun, limit), *_due_to_trace(waiting, min(limit, _WAITING_AT_ONCE))]
+
+
+def _due_to_trace(lagging: peewee.SQL, limit: int) -> list[str]:
+    due = Task.select(Task.id).where(lagging, Task.trace_due_at <= db.now()).order_by(Task.trace_due_at).limit(limit)
     rows = (
         Task.update(trace_tries=Task.trace_tries + 1, trace_due_at=db.now() + _doubling(Task.trace_tries, TRACE_S, TRACE_CEILING_S))
-        .where(Task.id << behind, Task.traced_seq < Task.seq)
+        .where(Task.id << due, Task.traced_seq < Task.seq)
         .returning(Task.id)
         .dicts()
     )
