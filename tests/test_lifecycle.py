@@ -310,6 +310,21 @@ def test_a_task_whose_trace_lags_is_named_until_it_is_traced(rows: Settings) -> 
     assert db.unit(lambda: reminders.due_to_trace(10)) == []
 
 
+def test_folders_of_tasks_that_ended_come_before_those_of_a_crowd_that_waits() -> None:
+    """However long that has waited, and of it only a few at once."""
+    for _ in range(30):
+        r.insert()
+    runs, ended = r.running().id, r.running()
+    db.unit(lambda: lifecycle.finish(ended, Outcome(SUCCEEDED), new_id()))
+    db.unit(lambda: Task.update(trace_due_at=1).execute())
+    db.unit(lambda: Task.update(trace_due_at=2).where(Task.id << [runs, ended.id]).execute())
+
+    due = db.unit(lambda: reminders.due_to_trace(200))
+    assert (set(due[:2]), len(due)) == ({runs, ended.id}, 22)
+    assert len(db.unit(lambda: reminders.due_to_trace(200))) == 10
+    assert db.unit(lambda: reminders.due_to_trace(200)) == []
+
+
 def test_statuses_fit_the_schema() -> None:
     """The database itself refuses a status that does not exist."""
     task_id = r.insert()

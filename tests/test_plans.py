@@ -1,19 +1,25 @@
-"""What Postgres reads for the life of a task: statements are planned while the tables are empty, and their plans are kept."""
+"""What the database reads for the life of a task, and again and again: not all there is.
+
+Postgres plans statements while the tables are empty, and keeps the plans; SQLite takes the index of statuses wherever one is named.
+"""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.orchestrator import Dispatcher
 from tests import rows as r
-from tower import db, lifecycle, queries, reminders
+from tower import db, due, lifecycle, queries, reminders, sqlite
 from tower.lifecycle import Ending, Outcome
 from tower.models import SUCCEEDED, Task, new_id
 from tower.settings import Settings
 
 _HISTORY = 3000
 _COPY = """
-INSERT INTO task ({columns}) SELECT {values} FROM task, generate_series(1, {count}) AS n WHERE task.id = '{id}'
+WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {count})
+INSERT INTO task ({columns}) SELECT {values} FROM task, number WHERE task.id = '{id}'
 """
 
 
@@ -27,6 +33,13 @@ def _live(dispatcher: Dispatcher) -> str:
     told = db.read(lambda: queries.to_trace(ids))
     db.unit(lambda: reminders.traced([(task_id, told[task_id]["task"]["seq"], 1) for task_id in ids]))
     return ids[0]
+
+
+def _copy(model: str) -> None:
+    """Make many tasks like one."""
+    names = [field.column_name for field in Task._meta.sorted_fields]
+    values = ", ".join("id || n" if name == "id" else name for name in names)
+    db.unit(lambda: db.database.execute_sql(_COPY.format(columns=", ".join(names), values=values, count=_HISTORY, id=model)))
 
 
 def _read_so_far() -> int:
@@ -50,11 +63,44 @@ def test_the_life_of_a_task_reads_neither_what_has_ended_nor_all_that_waits(new_
             model = _live(dispatcher)
         if others == "waiting":
             model = r.insert(queue="of nobody")
-        names = [field.column_name for field in Task._meta.sorted_fields]
-        values = ", ".join("id || n" if name == "id" else name for name in names)
-        db.unit(lambda: db.database.execute_sql(_COPY.format(columns=", ".join(names), values=values, count=_HISTORY, id=model)))
+        _copy(model)
         before = db.read(_read_so_far)
         _live(dispatcher)
         assert db.read(_read_so_far) - before < _HISTORY / 2
     finally:
         db.close_database()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def read_so_far(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An open database, and what tells how much was read, some five units a row."""
+    steps = [0]
+
+    class Counted(sqlite._Session):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.set_progress_handler(lambda: steps.__setitem__(0, steps[0] + 1), 1)
+
+    monkeypatch.setattr(sqlite, "_Session", Counted)
+    is_sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path / 'tower.db'}" if is_sqlite else request.getfixturevalue("new_database")()
+    db.open_database(Settings(database_url=url))
+    db.migrate()
+    yield (lambda: steps[0]) if is_sqlite else (lambda: 5 * db.read(_read_so_far))
+    db.close_database()
+
+
+def test_what_is_asked_every_second_does_not_go_over_all_that_waits(read_so_far: Callable[[], int]) -> None:
+    """A pass of the sweep, and whether the tower is well: with a crowd in a queue each took 0.1 s, and held up those that write."""
+    model = r.insert(queue="of nobody")
+    db.unit(lambda: Task.update(trace_due_at=0, nudge_at=0).execute())
+    _copy(model)
+    before = read_so_far()
+    look = due.look()
+    assert (look.queued, look.untraced, look.late) == (True, True, False)
+    assert db.unit(reminders.due_to_start)
+    assert len(db.unit(lambda: reminders.due_to_trace(200))) == 20
+    assert db.unit(lambda: lifecycle.give_up_late(200)) == []
+    assert db.read(lambda: queries.trace_errors(10)) == []
+    assert db.read(queries.oldest_waiting_s) is not None
+    assert read_so_far() - before < _HISTORY * 5
