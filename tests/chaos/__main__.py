@@ -7,15 +7,17 @@ ended by its pid.
 """
 
 import argparse
+import json
 import random
 import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.checker import HEADER, Report, check, unfinished
+from tests.chaos.checker import HEADER, Report, check, rows, unfinished
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis
 from tests.chaos.stage import MARK, Stage
@@ -48,7 +50,7 @@ def run(folder: Path, *, backend: str, seed: int, seconds: float, tasks: int, sa
             kills=stage.kills,
         )
         report.refused, report.unanswered, report.restarts, report.drain_s = load.refused, load.unanswered, stage.restarts, drained
-        _check_answers(report, load)
+        _check_answers(report, load, stage.database_url)
         return report
     finally:
         stage.close()
@@ -63,15 +65,18 @@ def _drain(stage: Stage, load: Load, began: float) -> None:
         time.sleep(0.3)
 
 
-def _check_answers(report: Report, load: Load) -> None:
+def _check_answers(report: Report, load: Load, url: str) -> None:
     """Add what the answers promised and the rows do not keep."""
     report.lost += [f"a wrong answer: {text}" for text in load.wrong]
     report.lost += [f"task {number} was never answered" for number in sorted(load.asked - load.accepted.keys())]
     if len(set(load.accepted.values())) != len(load.accepted):
         report.doubled_results.append("two requests were answered with one id")
-    rows_made = sum(report.statuses.values())
-    if rows_made != len(load.accepted):
-        report.doubled_results.append(f"{rows_made} rows for {len(load.accepted)} requests")
+    plain = Counter(json.loads(row["payload"])["number"] for row in rows(url, "SELECT payload FROM task WHERE idempotency_key IS NULL"))
+    twice = [number for number in plain if plain[number] > load.posts[number]]
+    report.doubled_results += [f"{plain[number]} rows for {load.posts[number]} requests of task {number}" for number in twice]
+    with_key = sum(report.statuses.values()) - plain.total()
+    if with_key != len(load.accepted.keys() - load.posts.keys()):
+        report.doubled_results.append(f"{with_key} rows for {len(load.accepted.keys() - load.posts.keys())} requests with a key")
 
 
 def main() -> int:

@@ -13,22 +13,27 @@ import httpx2
 
 JOURNAL = Path(__file__).with_name("journal.py")
 _CLIENTS = 4
-#: Of every twenty tasks so many of each kind.
+#: Of every twenty tasks so many of each kind; the plain ones have neither key nor labels, as most tasks of most towers.
 MIX = (
-    *("echo",) * 4,
+    *("echo", "plain") * 2,
     *("command",) * 5,
     *("fork", "setsid", "stubborn"),
     *("sleep", "failing", "retry", "flaky", "timeout", "cancel", "once", "key"),
 )
 
 
+def kind_of(number: int) -> str:
+    """Return of which kind the task of this number is."""
+    return MIX[number % len(MIX)]
+
+
 def spec(run: str, number: int, journal: Path, seed: int) -> dict[str, Any]:
-    """Return the task of this number: the same in every call, so that it can be asked for twice."""
+    """Return the task of this number: the same in every call, so that it can be asked for twice, unless it is a plain one."""
     choose = random.Random(f"{seed}/{number}")
-    kind, seconds = MIX[number % len(MIX)], round(choose.uniform(0.1, 1.0), 2)
+    kind, seconds = kind_of(number), round(choose.uniform(0.1, 1.0), 2)
     run_it = [sys.executable, "-S", "-E", str(JOURNAL), str(journal)]
     asked: dict[str, Any] = {"type": "command", "payload": {"argv": [*run_it, str(seconds)]}}
-    if kind == "echo":
+    if kind in ("echo", "plain"):
         asked = {"type": "echo", "payload": {"number": number}}
     elif kind == "sleep":
         asked = {"type": "sleep", "payload": {"seconds": seconds * 2}}
@@ -49,6 +54,8 @@ def spec(run: str, number: int, journal: Path, seed: int) -> dict[str, Any]:
         asked |= {"max_attempts": 1}
     elif kind == "key":
         asked |= {"concurrency_key": f"key-{number // len(MIX) % 2}"}
+    if kind == "plain":
+        return asked
     return {**asked, "labels": {"kind": kind}, "idempotency_key": f"{run}-{number}", "priority": choose.randrange(0, 5)}
 
 
@@ -63,6 +70,8 @@ class Load:
         self.asked: set[int] = set()
         #: The ids that were answered, by number.
         self.accepted: dict[int, str] = {}
+        #: How often each plain task was asked for: whoever has no key and gets no answer may have been heard all the same.
+        self.posts = Counter[int]()
         #: Answers that told of another id than an earlier one for the same key, or that should not be.
         self.wrong: list[str] = []
         #: Tasks of which the tower said that they are cancelled.
@@ -96,14 +105,14 @@ class Load:
                 time.sleep(max(0.0, self._began + number * self._seconds / self._count - time.monotonic()))
                 body = spec(self._run, number, self._journal, self._seed)
                 self._ask_for(client, number, body)
-                if number % 10 == 0:  # the same once more, as a client would that had no patience
+                if number % 10 == 0 and kind_of(number) != "plain":  # the same once more, as a client would that had no patience
                     self._ask_for(client, number, body)
-                if body["labels"]["kind"] == "cancel" and number in self.accepted:
+                if kind_of(number) == "cancel" and number in self.accepted:
                     time.sleep(0.3 * (number % 3))
                     self._cancel(client, self.accepted[number])
 
     def _ask_for(self, client: httpx2.Client, number: int, body: dict[str, Any]) -> None:
-        answer = self._insist(client, "/tasks/enqueue", body)
+        answer = self._insist(client, "/tasks/enqueue", body, number)
         if answer is None:
             return
         if answer.status_code not in (200, 202):
@@ -123,9 +132,12 @@ class Load:
         elif answer.json()["status"] == "cancelled":
             self.cancelled.add(task_id)
 
-    def _insist(self, client: httpx2.Client, path: str, body: dict[str, Any]) -> httpx2.Response | None:
+    def _insist(self, client: httpx2.Client, path: str, body: dict[str, Any], number: int | None = None) -> httpx2.Response | None:
         """Ask until there is an answer that is not 'not now', or the time is over."""
         while time.monotonic() < self._deadline:
+            if number is not None and kind_of(number) == "plain":
+                with self._lock:
+                    self.posts[number] += 1
             try:
                 answer = client.post(path, json=body)
             except httpx2.TransportError:
