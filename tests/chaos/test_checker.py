@@ -159,6 +159,23 @@ def test_what_is_left_of_a_killed_run_is_no_overlap(opened: Settings, runs: Path
     assert found(opened, journal=runs) == []
 
 
+@pytest.mark.parametrize("is_released", [True, False])
+def test_it_finds_a_second_start_of_what_may_run_once_unless_the_first_was_released(opened: Settings, is_released: bool) -> None:
+    """A worker that stops gives back what it has not begun."""
+    first = make.running()
+    if is_released:
+        db.unit(lambda: lifecycle.release(first, "the worker stopped", new_id(), has_run=False))
+    else:
+        make.expire(first)
+    make.dispatch(first.id)
+    second = make.claim(first.id)
+    assert second
+    db.unit(lambda: lifecycle.finish(second, Outcome("succeeded"), new_id()))
+    db.unit(lambda: Task.update(max_losses=1).where(Task.id == first.id).execute())
+    names = {text.partition(":")[0] for text in found(opened)}
+    assert ("at_most_once_broken" in names) != is_released
+
+
 def test_it_finds_a_second_run_of_what_may_run_once(opened: Settings, runs: Path) -> None:
     """By the journal, even if no event tells of it; and tells recoveries by when the worker was killed."""
     task_id = ended(opened)
