@@ -321,6 +321,8 @@ def test_folders_of_tasks_that_ended_come_before_those_of_a_crowd_that_waits() -
 
     due = db.unit(lambda: reminders.due_to_trace(200))
     assert (set(due[:2]), len(due)) == ({runs, ended.id}, 22)
+    db.unit(lambda: Task.update(trace_due_at=2).where(Task.id << [runs, ended.id]).execute())
+    assert set(db.unit(lambda: reminders.due_to_trace(2))) == {runs, ended.id}
     assert len(db.unit(lambda: reminders.due_to_trace(200))) == 10
     assert db.unit(lambda: reminders.due_to_trace(200)) == []
 

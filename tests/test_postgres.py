@@ -74,7 +74,9 @@ _END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = c
 
 
 @pytest.fixture
-def engine(new_database: Callable[[], str]) -> Iterator[Engine]:
+def engine(new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """On a Postgres that lets everybody else wait long for a lock."""
+    monkeypatch.setattr(db, "_LIMITS", db._LIMITS.replace("lock_timeout=5000", "lock_timeout=60000"))
     url = new_database()
     db.open_database(Settings(database_url=url))
     yield Engine(url)
@@ -130,7 +132,7 @@ def test_a_connection_that_ends_is_replaced_and_nothing_is_lost_or_doubled(
 ) -> None:
     """Whether Postgres ends it between two tasks, or while it is asked for one."""
     monkeypatch.setattr(module, "_REST_S", 0.05)
-    monkeypatch.setattr(module, "_HASTE", "")
+    monkeypatch.setattr(module, "_LOCK_LIMIT", "")
 
     async def work() -> None:
         await engine.warm()
@@ -295,6 +297,83 @@ def test_a_loop_that_cannot_wait_for_a_connection_leaves_it_to_the_thread(engine
 
     run(work)
     assert db.read(lambda: Task.select().count()) == len(engine.in_thread)
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+def test_what_is_not_sent_or_not_answered_costs_the_connection(engine: Engine, is_sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has prepared is not known any more; another one comes after a rest."""
+    monkeypatch.setattr(module, "_ANSWER_S", 0.1)
+
+    async def work() -> None:
+        await engine.warm()
+        connection = db.database.obj.in_loop
+        line = connection._line
+        sent = connection.run("SELECT ?::text, pg_sleep(?)", ["x" if is_sent else "\x00", 60], lambda: "done")
+        assert (sent is not None) == is_sent
+        if sent:
+            with pytest.raises(psycopg2.OperationalError):
+                await asyncio.wait_for(sent, 20)
+        assert line.is_closed
+        before = len(engine.in_thread)
+        for _ in range(3):
+            await engine.enqueue()
+        assert len(engine.in_thread) - before == 3
+        assert connection._opening_for is None
+
+    run(work)
+
+
+def test_a_connection_that_nobody_wants_any_more_is_closed(engine: Engine) -> None:
+    """As when the database is closed while it is still coming."""
+
+    async def work() -> None:
+        connection = db.database.obj.in_loop
+        connect, came = connection._connect, list[Any]()
+
+        def slow() -> Any:
+            came.append(connect())
+            return came[0]
+
+        connection._connect = slow
+        await engine.enqueue()
+        connection.close()
+        async with asyncio.timeout(20):
+            while not (came and came[0].closed):
+                await asyncio.sleep(0.01)
+
+    run(work)
+
+
+def test_a_second_loop_leaves_the_connection_to_the_first(engine: Engine) -> None:
+    """Whoever works with two loops at once works in threads with one of them."""
+
+    async def work() -> None:
+        await engine.warm()
+        line, other = db.database.obj.in_loop._line, list[bool]()
+
+        async def ask() -> None:
+            other.append(db.can_send())
+
+        await asyncio.to_thread(lambda: asyncio.run(ask()))
+        assert (other, db.can_send(), db.database.obj.in_loop._line) == ([False], True, line)
+
+    run(work)
+
+
+def test_who_stops_in_another_loop_does_not_wait_for_what_an_ended_one_has_sent(engine: Engine) -> None:
+    """Nobody would ever tell him."""
+
+    with closing(psycopg2.connect(engine.url)) as connection, connection.cursor() as cursor:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(engine.warm())
+        cursor.execute("LOCK TABLE task IN EXCLUSIVE MODE")
+        asked = loop.create_task(engine.enqueue())
+        loop.run_until_complete(asyncio.sleep(0.05))
+        assert engine.orchestrator._gathering._sent
+        asked.cancel()
+        loop.run_until_complete(asyncio.wait([asked]))
+        asyncio.run(asyncio.wait_for(engine.orchestrator._gathering.stop(), 20))
+        loop.close()
 
 
 def test_who_stops_waits_for_what_was_sent(engine: Engine) -> None:

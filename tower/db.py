@@ -149,14 +149,17 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
+def can_send() -> bool:
+    """Whether `send` can be done now by the event loop that runs."""
+    return is_postgres() and bool(database.obj.in_loop.is_free)
+
+
 def send(statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
     """Run a statement that is a transaction by itself without a thread, for the event loop that runs; see `LoopConnection.run`.
 
-    Returns None if that cannot be done now, as with SQLite, which works in the thread that calls it. Then, and if the future raises, it has
-    to be done by `unit`.
+    Returns None if that cannot be done; it never can with SQLite, which works in the thread that calls it. Then, and if the future raises,
+    it has to be done by `unit`.
     """
-    if not is_postgres():
-        return None
 
     def done() -> T:
         trouble.end(writing=True)

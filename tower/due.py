@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tower import db
-from tower.models import DISPATCHED, QUEUED, RUNNING, behind, queued, waiting
+from tower.models import DISPATCHED, RUNNING, behind, queued, waiting
 from tower.spec import MAX_WINDOW_S
 
 
@@ -28,32 +28,31 @@ class Look:
     next_s: float | None
 
 
+#: What makes up a look; the conditions in braces are put in when the database is known.
 _DUE = {
     "late": "{waiting} AND expires_at IS NOT NULL AND expires_at <= {{now}}",
-    "queued": f"status = '{QUEUED}' AND nudge_at <= {{{{now}}}}",
-    "dispatched": f"status = '{DISPATCHED}' AND nudge_at <= {{{{now}}}}",
+    "queued": "{queued} AND nudge_at <= {{now}}",
+    "dispatched": "{dispatched} AND nudge_at <= {{now}}",
     "untraced": "{begun} AND trace_due_at <= {{now}} UNION ALL SELECT 1 FROM task WHERE {behind} AND trace_due_at <= {{now}}",
 }
+_RUNNING = """
+SELECT task.id, attempt, beat, worker_id, pid, pid_space, pid_started, host
+FROM task LEFT JOIN worker ON worker.id = worker_id WHERE {running}"""
+_OLD_STARTS = "EXISTS (SELECT 1 FROM task_start WHERE at < {{now}} - {window}) AS old_starts"
 _NEXT_DUE = """
 SELECT MIN(at) - {{now}} AS wait FROM (
     SELECT MIN(ready_at) AS at FROM task WHERE {queued} AND ready_at > 0 AND ready_at > {{now}}
     UNION ALL SELECT MIN(expires_at) FROM task WHERE {waiting} AND expires_at IS NOT NULL AND expires_at > {{now}}
 ) AS due"""
-_OLD_STARTS = f"EXISTS (SELECT 1 FROM task_start WHERE at < {{{{now}}}} - {MAX_WINDOW_S}) AS old_starts"
-_LOOK = (
-    f"""
-    SELECT task.id, attempt, beat, worker_id, pid, pid_space, pid_started, host
-    FROM task LEFT JOIN worker ON worker.id = worker_id WHERE status = '{RUNNING}'""",
-    "SELECT * FROM worker",
-    f"SELECT {', '.join(f'EXISTS (SELECT 1 FROM task WHERE {found}) AS {name}' for name, found in _DUE.items())}, {_OLD_STARTS}",
-    _NEXT_DUE,
-)
+_ANY_DUE = ", ".join([*(f"EXISTS (SELECT 1 FROM task WHERE {found}) AS {name}" for name, found in _DUE.items()), _OLD_STARTS])
+_LOOK = (_RUNNING, "SELECT * FROM worker", f"SELECT {_ANY_DUE}", _NEXT_DUE)
 
 
 def look() -> Look:
     """Look at what a pass of the sweep may have to do."""
     begun, lagging = behind()
-    conditions = {"queued": queued().sql, "waiting": waiting().sql, "begun": begun.sql, "behind": lagging.sql}
+    conditions = {"queued": queued().sql, "waiting": waiting().sql, "begun": begun.sql, "behind": lagging.sql, "window": MAX_WINDOW_S}
+    conditions |= {status: f"status = '{status}'" for status in (DISPATCHED, RUNNING)}
     statements = [statement.format(**conditions) for statement in _LOOK]
     at, (now, (running, workers, (due,), (following,))) = db.read(lambda: (time.monotonic(), db.several(statements)))
     is_due = {name: bool(is_any) for name, is_any in due.items()}

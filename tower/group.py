@@ -121,7 +121,7 @@ class Gathering(Generic[Item, Result]):
         """Leave out whoever waits, and wait for the work under way. Whoever comes later begins anew."""
         for _, future in self._waiting:
             future.cancel()
-        if self._sent:
+        if self._sent and self._sent.get_loop() is asyncio.get_running_loop():  # another has ended, and nobody waits in it
             await asyncio.wait([self._sent])
         thread, inbox = self._thread, self._inbox
         self._thread, self._inbox = None, SimpleQueue()
@@ -131,7 +131,7 @@ class Gathering(Generic[Item, Result]):
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work for another loop from now on; the one before has ended, or has to ask elsewhere."""
-        self._loop, self._is_busy = loop, False
+        self._loop, self._is_busy, self._sent = loop, False, None
         left, self._waiting = self._waiting, deque()
         error = RuntimeError("Another event loop has asked meanwhile; each needs an engine of its own.")
         for _, future in left:
@@ -148,18 +148,17 @@ class Gathering(Generic[Item, Result]):
         self._is_busy = bool(served)
         if not served:
             return
-        try:
+        self._sent = None
+        with suppress(Exception):  # of which the thread will tell
             self._sent = self._send([item for item, _ in served])
-        except BaseException as error:
-            self._tell(loop, served, [], [(None, error)] * len(served))
-            return
         if self._sent is None:
             self._hand_over(loop, served)
         else:
             self._sent.add_done_callback(partial(self._take_back, loop, served))
 
     def _take_back(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", sent: "asyncio.Future[list[Result]]") -> None:
-        self._sent = None
+        if self._sent is sent:
+            self._sent = None
         if sent.cancelled() or sent.exception():
             self._hand_over(loop, served)
         else:

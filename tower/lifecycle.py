@@ -125,10 +125,13 @@ def enter(tasks: Sequence[NewTask]) -> None:
     _label(tasks)
 
 
+def can_send(tasks: Sequence[NewTask]) -> bool:
+    """Whether these tasks can be sent now, and are no more than what an event loop may be busy with."""
+    return db.can_send() and is_one_entry(tasks) and sum(len(task.payload) for task in tasks) <= _MOST_SENT
+
+
 def send(tasks: Sequence[NewTask], then: Callable[[], T]) -> "asyncio.Future[T] | None":
-    """Insert tasks as `enter` does, while the event loop goes on; None if there is too much of them for that, see `db.send`."""
-    if not is_one_entry(tasks) or sum(len(task.payload) for task in tasks) > _MOST_SENT:
-        return None
+    """Insert tasks that can be sent as `enter` does, while the event loop goes on; see `db.send`."""
     ((some, data),) = _by_actor(tasks)
     return moves.send(some, data, then)
 
@@ -224,9 +227,10 @@ def give_up_late(limit: int) -> list[str]:
     late = Task.select(Task.id).where(waiting(), Task.expires_at.is_null(False), Task.expires_at <= db.now()).limit(limit)
     if db.is_postgres():
         late = late.for_update("FOR UPDATE SKIP LOCKED")
+    ids = [row[0] for row in late.tuples()]
     error = {"code": "expired", "message": "It had not started by its expires_at."}
     ended = {"error_code": "expired", "error": json.dumps(error), "finished_at": db.now()}
-    return [row["id"] for row in move(Task.id << late, (QUEUED, DISPATCHED), TIMED_OUT, TIMED_OUT, error, **ended)]
+    return [row["id"] for row in move(Task.id << ids, (QUEUED, DISPATCHED), TIMED_OUT, TIMED_OUT, error, **ended)]
 
 
 def claimed(token: str) -> list[Claim]:

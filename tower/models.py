@@ -18,6 +18,7 @@ BROKEN = (FAILED, CANCELLED, TIMED_OUT)
 IN_FLIGHT = (DISPATCHED, RUNNING)
 STATUSES = (QUEUED, *IN_FLIGHT, *FINAL)
 _WAITING = f"('{QUEUED}', '{DISPATCHED}')"
+
 #: Kinds of event that `tower fsck --repair` writes: here something is missing, and this was found to be wrong.
 LOST, STRUCK = "lost", "struck"
 

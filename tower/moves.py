@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from peewee import SQL
+
 from tower import db, log
 from tower.models import CANCELLED, DISPATCHED, FAILED, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT, Task, TaskEvent
 from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S
@@ -169,9 +171,15 @@ def change(
         UPDATE task SET status = '{target}', seq = seq + 1 + {more}, updated_at = {{now}},
             trace_tries = 0, trace_due_at = {{now}} + {patience_s}
         {sets and f", {sets}"} {given and f"FROM {given}"}
-        WHERE {where} AND {db.aside("status")} IN ({", ".join(f"'{source}'" for source in sources)})
+        WHERE {where} AND {_is_one_of(sources)}
         RETURNING {", ".join(returned)}"""
     return _with_events(statement, values, kind, data, also)
+
+
+def _is_one_of(sources: Sequence[str]) -> str:
+    """Return the condition that a task has one of these statuses; no task is looked for by it."""
+    names = ", ".join(f"'{source}'" for source in sources)
+    return f"{db.aside('status')} IN ({names})"
 
 
 def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
@@ -219,7 +227,7 @@ def move(
             trace_due_at=db.now() + patience_s,
             **changes,
         )
-        .where(where, Task.status << sources)
+        .where(where, SQL(_is_one_of(sources)))
         .returning(Task.id, Task.seq, Task.attempt, Task.type, Task.updated_at, *(getattr(Task, name) for name in returning))
         .dicts()
     )

@@ -170,8 +170,11 @@ class EnhancedOrchestrator:
             fault("front.after_commit")
             return [None] * len(requests)
 
+        tasks = [task for request in requests for task in request]
+        if not lifecycle.can_send(tasks):
+            return None
         fault("front.before_insert")
-        return lifecycle.send([task for request in requests for task in request], sent)
+        return lifecycle.send(tasks, sent)
 
     def _checked(self, spec: TaskSpec, by: str | None, where: str = "") -> NewTask:
         try:

@@ -4,16 +4,16 @@ import asyncio
 import itertools
 import math
 import re
-import select
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
+from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any, TypeVar
 
 import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.pool import PooledPostgresqlDatabase
-from psycopg2.extensions import POLL_OK, POLL_READ, POLL_WRITE
+from psycopg2.extensions import POLL_OK, POLL_WRITE
 
 T = TypeVar("T")
 
@@ -25,8 +25,8 @@ _MOST_PREPARED = 300
 _MOST_VALUES = 250
 #: How long a connection may take to come, and how long none is tried after one has failed.
 _CONNECT_S, _REST_S = 3.0, 1.0
-#: On a connection that a loop waits for, a lock is not: whoever works in a thread then says what it means.
-_HASTE = "-c lock_timeout=500"
+#: How long a loop waits for a statement, and such a statement for a lock: a thread has more patience, and says what it means.
+_ANSWER_S, _LOCK_LIMIT = 5.0, "-c lock_timeout=500"
 
 
 class Session(psycopg2.extensions.connection):
@@ -58,22 +58,22 @@ class Session(psycopg2.extensions.connection):
 
 
 class Postgres(PooledPostgresqlDatabase):
-    """A database of so many connections at most, one of which is for an event loop."""
+    """A database of so many connections at most, and one for an event loop."""
 
     def __init__(self, connections: int, **options: Any) -> None:
-        super().__init__(connection_factory=Session, max_connections=connections - 1, timeout=5, autoconnect=False, **options)
+        super().__init__(connection_factory=Session, max_connections=connections, timeout=5, autoconnect=False, **options)
         self.in_loop = LoopConnection(self._connect_for_loop)
 
     def _connect_for_loop(self) -> Session:
-        options = {**self.connect_params, "options": f"{self.connect_params['options']} {_HASTE}"}
+        options = {**self.connect_params, "options": f"{self.connect_params['options']} {_LOCK_LIMIT}"}
         session: Session = psycopg2.connect(dbname=self.database, async_=True, **options)
         deadline = time.monotonic() + _CONNECT_S
         while (state := session.poll()) != POLL_OK:
-            waits = [session.fileno()]
-            left_s = max(0.0, deadline - time.monotonic())
-            if not any(select.select(waits if state == POLL_READ else [], waits if state == POLL_WRITE else [], [], left_s)):
-                session.close()
-                raise psycopg2.OperationalError("timeout expired")
+            with DefaultSelector() as selector:
+                selector.register(session.fileno(), EVENT_WRITE if state == POLL_WRITE else EVENT_READ)
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    session.close()
+                    raise psycopg2.OperationalError("timeout expired")
         return session
 
     def close_all(self) -> None:
@@ -124,20 +124,30 @@ class LoopConnection:
         self._opening_for: asyncio.AbstractEventLoop | None = None
         self._rests_until = 0.0
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the loop that runs can send a statement now; if it has no connection yet, one is opened meanwhile.
+
+        It serves one loop at a time: another gets it when that one has ended.
+        """
+        loop, line = asyncio.get_running_loop(), self._line
+        if line and line.is_closed:
+            self._line, self._rests_until = None, time.monotonic() + _REST_S
+        elif line and line.loop is loop:
+            return line.is_free
+        busy = line.loop if line else self._opening_for
+        if not (busy and busy.is_running()) and time.monotonic() >= self._rests_until:
+            self.close()
+            self._open(loop)
+        return False
+
     def run(self, statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
         """Send a statement; return the future of what `then` returns once it is committed, None if it cannot be sent now.
 
         The future raises if it failed, or if nobody knows: it may be committed all the same.
         """
-        loop = asyncio.get_running_loop()
-        if self._line and self._line.is_closed:
-            self._line, self._rests_until = None, time.monotonic() + _REST_S
-        if self._line and self._line.loop is loop:
-            return self._line.send(statement, values, then)
-        if self._opening_for is not loop and time.monotonic() >= self._rests_until:
-            self.close()
-            self._open(loop)
-        return None
+        line = self._line
+        return line.send(statement, values, then) if self.is_free and line else None
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the loop is about to end
@@ -151,13 +161,15 @@ class LoopConnection:
         if connected.cancelled() or connected.exception():
             self._rests_until = time.monotonic() + _REST_S
             return
+        session = connected.result()
+        if not is_wanted:
+            session.close()
+            return
         try:
-            if is_wanted:
-                self._line = _Line(loop, connected.result())
+            self._line = _Line(loop, session)
         except NotImplementedError:  # a loop that waits for nothing but its own sockets
             self._rests_until = math.inf
-        if not self._line:
-            connected.result().close()
+            session.close()
 
     def close(self) -> None:
         """Close the connection, from any thread; what is under way has failed."""
@@ -177,9 +189,10 @@ class _Line:
         self.loop = loop
         self._session, self._number = session, session.fileno()
         self._cursor = session.cursor()
-        #: What is under way, and what makes its result.
+        #: What is under way, what makes its result, and what ends it if that takes long.
         self._answer: asyncio.Future[Any] | None = None
-        self._then: Callable[[], Any] = tuple
+        self._then: Callable[[], Any] = lambda: None
+        self._limit: asyncio.TimerHandle | None = None
         self._is_writing = False
         loop.add_reader(self._number, self._go_on)
 
@@ -188,9 +201,13 @@ class _Line:
         """Whether it is of no use any more."""
         return bool(self._session.closed)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is under way."""
+        return self._answer is None
+
     def send(self, statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
-        if self._answer is not None:
-            return None
+        """Send a statement, while nothing is under way; see `LoopConnection.run`."""
         first, text = self._session.spell(statement, values)
         try:
             self._cursor.execute(f"{first}; {text}" if first else text, values)
@@ -199,6 +216,7 @@ class _Line:
             return None
         answer: asyncio.Future[T] = self.loop.create_future()
         self._answer, self._then = answer, then
+        self._limit = self.loop.call_later(_ANSWER_S, self.end)
         self._go_on()
         return answer
 
@@ -216,11 +234,20 @@ class _Line:
             else:
                 self.loop.remove_writer(self._number)
         if state == POLL_OK and self._answer is not None:
-            answer, self._answer = self._answer, None
+            answer = self._taken()
             try:
-                answer.set_result(self._then())
-            except BaseException as error:
+                result = self._then()
+            except Exception as error:
                 answer.set_exception(error)
+            else:
+                answer.set_result(result)
+
+    def _taken(self) -> "asyncio.Future[Any]":
+        """Return the future of what was under way, which is over now."""
+        assert self._answer and self._limit  # noqa: S101  # both or none
+        answer, self._answer = self._answer, None
+        self._limit.cancel()
+        return answer
 
     def end(self, error: Exception | None = None) -> None:
         """Close the connection; what is under way has failed."""
@@ -228,10 +255,9 @@ class _Line:
             self.loop.remove_reader(self._number)
             self.loop.remove_writer(self._number)
         self._session.close()
-        answer, self._answer = self._answer, None
         with suppress(RuntimeError):
-            if answer:
-                answer.set_exception(error or psycopg2.OperationalError("the connection was closed"))
+            if self._answer:
+                self._taken().set_exception(error or psycopg2.OperationalError("the connection was closed"))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -329,11 +329,11 @@ def queues() -> dict[str, dict[str, int]]:
 
 
 def oldest_waiting_s() -> float | None:
-    """Return for how many seconds the longest-waiting of the tasks that could start already has waited; None if none waits.
+    """Return for how many seconds that of the tasks which could start already has waited that waits longest; None if none waits.
 
-    Only the first to be made are looked at: those that come later have waited longer only if all these were queued again since.
+    Only the first in line are looked at, however many there are: one behind them has waited longer only if all these came back lately.
     """
-    first = Task.select(Task.queued_at).where(Task.status == QUEUED, Task.ready_at <= db.now()).order_by(Task.id).limit(_FIRST)
+    first = Task.select(Task.queued_at).where(queued(), Task.ready_at <= db.now()).order_by(Task.rank, Task.id).limit(_FIRST)
     oldest = min((row[0] for row in first.tuples()), default=None)
     return None if oldest is None else max(0.0, db.clock() - float(oldest))
 

@@ -71,24 +71,30 @@ def due_to_run(limit: int) -> list[Nudge]:
 def _push_back(due: Any, status: str, limit: int) -> list[Nudge]:
     rows = (
         Task.update(nudges=Task.nudges + 1, nudge_at=db.now() + _doubling(Task.nudges, NUDGE_S, NUDGE_CEILING_S))
-        .where(Task.id << due.limit(limit), Task.status == status)
+        .where(_among(due.limit(limit)), peewee.SQL(f"{db.aside('status')} = '{status}'"), Task.nudge_at <= db.now())
         .returning(Task.id, Task.type)
         .dicts()
     )
     return [Nudge(row["id"], row["type"]) for row in rows]
 
 
+def _among(due: Any) -> Any:
+    """Return the condition that a task is one of those a query finds, which is asked first: inside, Postgres may ask it for each task."""
+    return Task.id << [row[0] for row in due.tuples()]
+
+
 def due_to_trace(limit: int) -> list[str]:
     """Return tasks whose trace folder lags behind, at last a few of those that wait; push their next reminders back."""
     begun, waiting = behind()
-    return [*_due_to_trace(begun, limit), *_due_to_trace(waiting, min(limit, _WAITING_AT_ONCE))]
+    found = _due_to_trace(begun, limit)
+    return [*found, *_due_to_trace(waiting, min(limit - len(found), _WAITING_AT_ONCE))]
 
 
 def _due_to_trace(lagging: peewee.SQL, limit: int) -> list[str]:
     due = Task.select(Task.id).where(lagging, Task.trace_due_at <= db.now()).order_by(Task.trace_due_at).limit(limit)
     rows = (
         Task.update(trace_tries=Task.trace_tries + 1, trace_due_at=db.now() + _doubling(Task.trace_tries, TRACE_S, TRACE_CEILING_S))
-        .where(Task.id << due, Task.traced_seq < Task.seq)
+        .where(_among(due), Task.traced_seq < Task.seq, Task.trace_due_at <= db.now())
         .returning(Task.id)
         .dicts()
     )

@@ -166,7 +166,13 @@ class Settings(BaseSettings):
         validation_alias="TOWER_SECRETS_DIR",
         description="A folder whose files are secrets that tasks may name, as `secret://NAME`; beside the variables `TOWER_SECRET_NAME`.",
     )
-    db_pool: int = Field(32, ge=4, le=1000, validation_alias="TOWER_DB_POOL", description="Most database connections this process opens.")
+    db_pool: int = Field(
+        32,
+        ge=4,
+        le=1000,
+        validation_alias="TOWER_DB_POOL",
+        description="Most database connections this process opens; a server, and its scribe, open one more each.",
+    )
     log_format: Literal["text", "json"] = Field(
         "text", validation_alias="TOWER_LOG_FORMAT", description="How the process log is written: `text` or `json`."
     )

@@ -42,7 +42,9 @@ class Readiness(BaseModel):
     broker: Literal["embedded", "ok", "down"] = Field(examples=["embedded"])
     workers: int = Field(examples=[1])
     slots: int = Field(examples=[8])
-    oldest_waiting_s: float | None = Field(description="For how long the longest-waiting task could have started already.", examples=[None])
+    oldest_waiting_s: float | None = Field(
+        description="For how many seconds the task that waits longest among the first in line has been ready to start.", examples=[None]
+    )
     problems: list[str] = Field(description="What is wrong and what it means for tasks.", examples=[[]])
 
 
