@@ -328,18 +328,21 @@ def test_a_connection_that_nobody_wants_any_more_is_closed(engine: Engine) -> No
 
     async def work() -> None:
         connection = db.database.obj.in_loop
-        connect, came = connection._connect, list[Any]()
+        connect, came, is_closed = connection._connect, list[Any](), threading.Event()
 
         def slow() -> Any:
+            assert is_closed.wait(20)
             came.append(connect())
             return came[0]
 
         connection._connect = slow
         await engine.enqueue()
         connection.close()
+        is_closed.set()
         async with asyncio.timeout(20):
             while not (came and came[0].closed):
                 await asyncio.sleep(0.01)
+        assert connection._line is None
 
     run(work)
 
