@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from typing import Any
 
-import psycopg2  # type: ignore[import-untyped]
+import psycopg2.extensions  # type: ignore[import-untyped]
 import pytest
 
 from actors.handlers import load as load_handlers
@@ -188,7 +188,7 @@ def test_a_commit_whose_answer_is_lost_enters_the_task_once(engine: Engine, monk
             def poll(self) -> int:
                 if session.poll() == module.POLL_OK:
                     raise psycopg2.OperationalError("the answer is lost")
-                return int(module.POLL_READ)
+                return int(psycopg2.extensions.POLL_READ)
 
             def close(self) -> None:
                 self.closed = 1
