@@ -112,8 +112,8 @@ def test_coroutines_that_come_together_are_served_together() -> None:
     assert {number for items in done for number in items} == {0, 1, 2, 3, 4, 6}
 
 
-def test_what_is_sent_needs_no_thread_unless_that_fails() -> None:
-    """In order, and together with what comes at the same time."""
+def test_what_is_sent_needs_no_thread_unless_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    """In order, and together with what comes at the same time; a mistake is not passed over in silence."""
     sent, worked = list[list[int]](), list[list[int]]()
 
     def send(items: list[int]) -> "asyncio.Future[list[int]] | None":
@@ -142,6 +142,7 @@ def test_what_is_sent_needs_no_thread_unless_that_fails() -> None:
 
     assert asyncio.run(ask()) == ["0", "10", "200", "300", "400", "50"]
     assert (sent, worked) == ([[0, 1], [2], [3], [4], [5]], [[2], [3], [4]])
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["not to be sent"]
 
 
 def test_a_database_that_is_away_is_waited_for_once_by_all_who_wait() -> None:

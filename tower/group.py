@@ -1,6 +1,7 @@
 """Lets threads, or coroutines, that come at the same time share one piece of work, as one commit serves many."""
 
 import asyncio
+import logging
 import threading
 import traceback
 from collections import deque
@@ -11,6 +12,8 @@ from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 from tower.errors import Unavailable
+
+_log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -149,8 +152,10 @@ class Gathering(Generic[Item, Result]):
         if not served:
             return
         self._sent = None
-        with suppress(Exception):  # of which the thread will tell
+        try:
             self._sent = self._send([item for item, _ in served])
+        except Exception:  # a mistake of ours: the thread does the same another way, and would not tell
+            _log.exception("a thread does what could not be sent")
         if self._sent is None:
             self._hand_over(loop, served)
         else:

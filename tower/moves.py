@@ -196,7 +196,8 @@ def _with_events(
 ) -> list[Row]:
     text = _text(data)
     if db.is_postgres():
-        rows = db.rows(_with_told(statement, also[0]), [*values, kind, text, *also[1]])
+        more = f", more AS ({also[0]})" if also[0] else ""
+        rows = db.rows(f"WITH moved AS ({statement}), told AS ({_TOLD}){more} SELECT * FROM moved", [*values, kind, text, *also[1]])
     else:
         rows = db.rows(statement, values)
         for some in pieces(rows):
@@ -204,12 +205,6 @@ def _with_events(
             db.rows(f"{_EVENT} VALUES {db.tuples(len(events) // 6, 6)}", events)
     _tell(rows, kind, data)
     return rows
-
-
-def _with_told(statement: str, also: str = "") -> str:
-    """Return the statement of Postgres that changes rows, appends an event to each, and does something else in the same moment."""
-    more = f", more AS ({also})" if also else ""
-    return f"WITH moved AS ({statement}), told AS ({_TOLD}){more} SELECT * FROM moved"
 
 
 def move(

@@ -171,7 +171,7 @@ class Settings(BaseSettings):
         ge=4,
         le=1000,
         validation_alias="TOWER_DB_POOL",
-        description="Most database connections this process opens; a server, and its scribe, open one more each.",
+        description="Most database connections this process opens. On Postgres a server opens one more, and a busy worker's scribe one.",
     )
     log_format: Literal["text", "json"] = Field(
         "text", validation_alias="TOWER_LOG_FORMAT", description="How the process log is written: `text` or `json`."
