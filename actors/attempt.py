@@ -71,6 +71,8 @@ class Attempt:
         self._said_at = self._began
         #: When it was first asked to stop.
         self._stopped_at: float | None = None
+        #: Whether its handler has returned; its end may not be recorded yet.
+        self._has_ended = False
         self._lines: list[str] = []
         self._waiting = 0
         #: Characters said so far, and kept at most.
@@ -82,6 +84,7 @@ class Attempt:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._has_ended = True
         if "folder" in self.__dict__:
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -135,7 +138,7 @@ class Attempt:
     @property
     def ignores_its_end(self) -> bool:
         """Whether the handler still runs long after it was to end: no child process does, but a Python function can."""
-        must = self.stop_reason not in (None, SHUTDOWN, LEASE_LOST, UNGUARDED)
+        must = not self._has_ended and self.stop_reason not in (None, SHUTDOWN, LEASE_LOST, UNGUARDED)
         return must and self._stopped_at is not None and time.monotonic() - self._stopped_at > _OBEY_S
 
     @property

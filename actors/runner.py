@@ -211,7 +211,10 @@ class Runner:
         self._ask_for_more(claim.id)
 
     def _record(self, done: Sequence[Done], takes: int = 0) -> _Answer:
-        """Record the ends of attempts, patiently, since while their leases last nobody else will, and take so many tasks."""
+        """Record the ends of attempts, patiently, since while their leases last nobody else will, and take so many tasks.
+
+        As long as no beat comes through either, the database is away for everybody: then it is waited for.
+        """
         back = list(filter(_is_handed_back, done))
         ended = [one for one in done if one not in back]
         answer = _Answer()
@@ -271,7 +274,8 @@ class Runner:
         fault("finish.before")
         reason = _HANDED_BACK.get(done.attempt.stop_reason or SHUTDOWN, _HANDED_BACK[SHUTDOWN])
         end = partial(lifecycle.release, claim, reason, token, tail, has_run=done.outcome is not None)
-        status = db.unit(end, patience_s=self._settings.lease_s, recognise=partial(lifecycle.finished, claim.id, token))
+        recognise = partial(lifecycle.finished, claim.id, token)
+        status = db.unit(end, patience_s=self._settings.lease_s, recognise=recognise, insists=self._worker.is_cut_off)
         fault("finish.after_commit")
         return status
 
@@ -299,7 +303,12 @@ class Runner:
         is_one = lifecycle.is_one_write(endings, takes)
         try:
             statuses, claims = db.unit(
-                work, patience_s=self._settings.lease_s, recognise=recognise, is_one_statement=is_one, is_promise=self._is_promise
+                work,
+                patience_s=self._settings.lease_s,
+                recognise=recognise,
+                is_one_statement=is_one,
+                is_promise=self._is_promise,
+                insists=lambda: bool(endings) and self._worker.is_cut_off(),
             )
         except BaseException:
             self._is_behind = self._is_behind or was_behind

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import signal
 import threading
@@ -42,6 +43,8 @@ class WorkerProcess:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         #: Those that the last beat was for.
         self._beaten = set[tuple[str, int]]()
+        #: When a beat failed last.
+        self._missed_at = -math.inf
         self._busy = 0
         self._grace_over = False
         self._lock = threading.Lock()
@@ -126,6 +129,10 @@ class WorkerProcess:
         """Whether no more tasks are taken."""
         return self._stopping.is_set()
 
+    def is_cut_off(self) -> bool:
+        """Whether the database was away lately, and this worker is not about to stop: then nobody else could take its tasks either."""
+        return not self.stopping and time.monotonic() - self._missed_at < self._settings.lease_s
+
     def add(self, attempt: Attempt, leased_at: float) -> None:
         """Beat for an attempt from now on; `leased_at` is the time, on the leases' clock, before the claim was sent."""
         attempt.trust(leased_at)
@@ -192,7 +199,11 @@ class WorkerProcess:
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
         # What began since the last one may not have been waited for: it counts from now on, also if it takes the machine down.
         has_new = not self._beaten.issuperset(held)
-        kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=has_new)
+        try:
+            kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=has_new)
+        except Unavailable:
+            self._missed_at = time.monotonic()
+            raise
         self._beaten = set(held)
         for key, attempt in held.items():
             if key not in kept:
@@ -203,6 +214,8 @@ class WorkerProcess:
                 attempt.stop(CANCEL)
 
     def _flush(self) -> None:
+        if time.monotonic() - self._missed_at < self._settings.beat_s:
+            return  # to try for each attempt what has just failed would hold up the next beat
         for attempt in self.attempts():
             if attempt.flush():
                 self._nudger.send(TRACE, attempt.id)

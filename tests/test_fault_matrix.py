@@ -91,6 +91,7 @@ ROWS: dict[int, tuple[str, tuple[str, ...]]] = {
         (
             f"{_GUARDIAN}::test_a_worker_without_a_database_ends_its_own_work_in_time",
             f"{_DEGRADED}::test_a_database_that_is_away_for_longer_than_a_lease_loses_nothing",
+            f"{_SERVERS}::test_a_postgres_that_is_away_for_longer_than_leases_last_costs_no_task_a_loss",
         ),
     ),
     24: (

@@ -13,6 +13,7 @@ import pytest
 from tests import rows as r
 from tests.servers import wait_for
 from tower import db, host, lifecycle, lifeline, queries
+from tower.errors import Unavailable
 from tower.lifecycle import Outcome
 from tower.models import FAILED, QUEUED, RUNNING, Task, TaskStart, Worker
 from tower.settings import Settings
@@ -107,6 +108,35 @@ def test_a_sweep_that_was_asleep_itself_starts_watching_anew(sweep: Sweep, rows:
     now[0] += rows.lease_s * 100
     sweep.run_once()
     assert r.row(claim.id)["status"] == RUNNING
+
+
+def test_a_database_that_takes_no_writes_proves_nothing_about_workers(
+    sweep: Sweep, rows: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They could not beat either; once it does again, they have a whole lease for it."""
+    now = [1000.0]
+    monkeypatch.setattr("tower.sweep.time.monotonic", lambda: now[0])
+    r.add_worker()
+    claim = r.running()
+
+    def pass_after(leases: float) -> None:
+        now[0] += rows.lease_s * leases
+        sweep.run_once()
+
+    def refuse(*_: Any) -> None:
+        raise Unavailable("It is full.", code="database_unavailable")
+
+    for _ in range(2):
+        pass_after(0.4)
+    with monkeypatch.context() as patched, pytest.raises(Unavailable):
+        patched.setattr(lifecycle, "fence", refuse)
+        for _ in range(2):
+            pass_after(0.4)
+    for _ in range(3):
+        pass_after(0.4)
+    assert r.row(claim.id)["status"] == RUNNING
+    pass_after(0.4)
+    assert r.row(claim.id)["status"] == QUEUED
 
 
 def test_tasks_of_a_process_that_died_here_are_taken_back_at_once(sweep: Sweep) -> None:

@@ -117,8 +117,11 @@ def unit(
     recognise: Callable[[], T | None] | None = None,
     is_one_statement: bool = False,
     is_promise: bool | Callable[[T], bool] = True,
+    insists: Callable[[], bool] = bool,
 ) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
+
+    It begins anew for whoever still insists then.
 
     If it is one statement, it is a transaction by itself. If it is no promise, which may depend on what it returns, nobody waits until the
     disk of SQLite has it: a power cut may undo it, and the state from before must do as well. A commit whose answer was lost makes it run a
@@ -137,7 +140,7 @@ def unit(
         committed.append(done)
         return done
 
-    return _patiently(once_more, patience_s, writing=True, is_promise=is_promise)
+    return _patiently(once_more, patience_s, writing=True, is_promise=is_promise, insists=insists)
 
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False) -> T:
@@ -169,7 +172,13 @@ def send(statement: str, values: Sequence[Any], then: Callable[[], T]) -> "async
 
 
 def _patiently(
-    work: Callable[[], T], patience_s: float, *, writing: bool, in_turn: bool = False, is_promise: bool | Callable[[T], bool] = False
+    work: Callable[[], T],
+    patience_s: float,
+    *,
+    writing: bool,
+    in_turn: bool = False,
+    is_promise: bool | Callable[[T], bool] = False,
+    insists: Callable[[], bool] = bool,
 ) -> T:
     if not database.obj.is_closed():  # inside other work: only the outermost can start over on a connection that is whole
         with _turn(patience_s, writing=writing, in_turn=in_turn):
@@ -192,7 +201,9 @@ def _patiently(
                 raise
             if time.monotonic() + pause > deadline:
                 trouble.begin(explain(error), writing=writing and is_of_writing(error))
-                raise Unavailable(explain(error), code="database_unavailable") from error
+                if not insists():
+                    raise Unavailable(explain(error), code="database_unavailable") from error
+                deadline = time.monotonic() + patience_s
             _log.debug("trying again: %s", explain(error))
         time.sleep(pause * random.uniform(0.5, 1.5))  # so that many threads do not come back in step
         pause = min(pause * 2, 1.0)

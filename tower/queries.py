@@ -358,6 +358,12 @@ def progress(task_id: str) -> tuple[str, int]:
     return found
 
 
+def traced_up_to(task_id: str) -> tuple[int, int]:
+    """Return the number of the last event or log chunk that a task's folder tells, and the size of its log then; zeros if it has none."""
+    row = Task.select(Task.traced_seq, Task.traced_bytes).where(Task.id == task_id).tuples().first()
+    return (row[0], row[1]) if row else (0, 0)
+
+
 def kind_and_labels(task_id: str) -> tuple[str, dict[str, str]]:
     """Return a task's type and labels; raise NotFound."""
     row = Task.select(Task.type, Task.labels).where(Task.id == task_id).tuples().first()

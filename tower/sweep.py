@@ -127,7 +127,11 @@ class Sweep:
         """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
         lost = self._lost(look.running)
         for row in lost:
-            beat = db.unit(partial(lifecycle.fence, row["id"], row["attempt"], row["beat"]))
+            try:
+                beat = db.unit(partial(lifecycle.fence, row["id"], row["attempt"], row["beat"]))
+            except Unavailable:
+                self._watched.clear()  # nobody can write: no worker could have renewed its leases
+                raise
             if beat is None:
                 continue
             fault("sweep.after_fence")

@@ -1,10 +1,11 @@
 """What a handler is given, without a tower around it."""
 
 import json
+import time
 
 import pytest
 
-from actors.attempt import Attempt
+from actors.attempt import CANCEL, Attempt
 from tests import rows as r
 from tower.settings import Settings
 
@@ -26,3 +27,13 @@ def test_a_handler_of_ones_own_hides_what_it_asked_for(rows: Settings, planted: 
         "the token is ***.",
         'Again: "***"',
     ]
+
+
+def test_only_a_handler_that_still_runs_ignores_its_end(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has returned may wait long until the database takes its end."""
+    monkeypatch.setattr("actors.attempt._OBEY_S", 0.0)
+    with Attempt(r.running(), rows) as attempt:
+        attempt.stop(CANCEL)
+        time.sleep(0.001)
+        assert attempt.ignores_its_end
+    assert not attempt.ignores_its_end

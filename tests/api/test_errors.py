@@ -106,6 +106,15 @@ def test_every_wrong_field_is_told_at_once(api: Tower) -> None:
     assert [error["field"] for error in told["errors"]] == ["type", "priority", "max_attempts"]
 
 
+def test_a_body_that_nothing_reads_is_refused(api: Tower) -> None:
+    """It would be ignored, as the reason of a pause that belongs into the query; clients that always send an empty object may."""
+    told = is_problem(api.client.post("/types/echo/pause", json={"reason": "upgrade"}), 422, "invalid_field")
+    assert (told["field"], told["detail"]) == ("body", "This takes no body; say what it needs in the query: by, reason.")
+    assert "echo" not in [rule["name"] for rule in api.client.get("/rules").json()["rules"]]
+    task_id = api.enqueue("echo", not_before="2500-01-01T00:00:00Z")
+    assert api.client.post(f"/tasks/{task_id}/cancel", json={}).status_code == 200
+
+
 @pytest.mark.parametrize("payload_of", ["echo", "command"])
 def test_a_flood_of_mistakes_gets_a_short_answer(api: Tower, payload_of: str) -> None:
     """The answer's size does not follow the request's."""

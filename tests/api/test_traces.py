@@ -128,6 +128,29 @@ def test_a_log_that_is_not_traced_yet_comes_from_the_rows(api: Tower, traced: st
     assert listed.json() == {"files": []}
 
 
+def test_a_log_whose_folder_lags_behind_is_told_to_its_end(api: Tower) -> None:
+    """A task that has ended is asked for its log at once: what the file lacks comes from the rows, and all of it if the file was cut."""
+    task_id = api.enqueue("command", {"argv": ["echo", "hello"]})
+    api.wait(task_id)
+    path = api.traced(task_id) / "log.txt"
+    file, last = path.read_text(), db.read(lambda: queries.progress(task_id))[1]
+    event = {"task_id": task_id, "seq": last + 1, "at": 0.0, "attempt": 1, "kind": "note", "data": "{}"}
+    later = "1970-01-01T00:00:00.000Z [1] ── note\n"
+
+    def lag() -> None:  # and let no sweep catch up
+        TaskEvent.insert(**event).execute()
+        Task.update(seq=last + 1, trace_due_at=4e9).where(Task.id == task_id).execute()
+
+    db.unit(lag)
+    answer, part = get(api, f"/tasks/{task_id}/log"), get(api, f"/tasks/{task_id}/log", range="bytes=-6")
+    path.write_text("hell")
+    cut = get(api, f"/tasks/{task_id}/log")
+
+    assert "hello" in file
+    assert (answer.status_code, answer.text, cut.text) == (200, file + later, file + later)
+    assert (part.status_code, part.text) == (206, file[-6:])
+
+
 def test_a_log_of_the_rows_is_sent_a_few_entries_at_a_time(api: Tower, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be larger than what the server can hold; what comes meanwhile is not part of the answer."""
     task_id = api.enqueue("echo", not_before="2500-01-01T00:00:00Z")

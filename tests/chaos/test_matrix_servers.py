@@ -18,12 +18,15 @@ import redis
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
+from tests.acceptance.stack import QUICK
 from tests.chaos.checker import rows
 from tests.chaos.lab import LONG_S, Lab, lab
 from tests.chaos.lives import SERVER
 from tests.servers import wait_for
 
 pytestmark = pytest.mark.slow
+
+LEASE_S = float(QUICK["TOWER_LEASE_S"])
 
 
 def starts(bench: Lab, task_id: str) -> int:
@@ -91,6 +94,23 @@ def test_a_postgres_that_stops_under_requests_loses_none_it_answered(services: L
     assert len(set(ids)) == 60
     assert rows(services.url, "SELECT COUNT(*) AS n FROM task WHERE idempotency_key LIKE 'outage-%'")[0]["n"] == 60
     assert services.task(running)["losses"] == 0
+
+
+def test_a_postgres_that_is_away_for_longer_than_leases_last_costs_no_task_a_loss(services: Lab) -> None:
+    """What ended meanwhile is recorded as it was; what outlasts its lease is ended, and runs again as soon as Postgres is back."""
+    assert services.postgres
+    services.start_all()
+    short = [services.give("sleep", {"seconds": 1.5}, max_attempts=attempts) for attempts in (1, 3)]
+    long = services.give("sleep", {"seconds": 5})
+    for task_id in (*short, long):
+        services.wait_status(task_id, "running")
+    services.postgres.stop(signal.SIGQUIT)
+    time.sleep(4 * LEASE_S)  # longer than leases are trusted, and than an end is tried to be written after that: that is the fault
+    services.postgres.start()
+    ended_well(services, *short, long)
+    assert [(services.task(task_id)["attempt"], services.task(task_id)["losses"]) for task_id in (*short, long)] == [(1, 0), (1, 0), (2, 0)]
+    kinds = [row["kind"] for row in rows(services.url, f"SELECT kind FROM task_event WHERE task_id = '{long}' ORDER BY seq")]
+    assert kinds == ["queued", "dispatched", "started", "released", "dispatched", "started", "succeeded"]
 
 
 def test_a_row_that_somebody_locks_waits_and_nothing_else_does(services: Lab) -> None:

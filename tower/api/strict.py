@@ -1,4 +1,4 @@
-"""Routes that take nothing they do not know: JSON bodies are read strictly, and so are the names in the query."""
+"""Routes that take nothing they do not know: JSON bodies are read strictly, and so are the names in the query; none is passed over."""
 
 import difflib
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -44,10 +44,13 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Hand the strict request to FastAPI's own handler."""
         handle = super().get_route_handler()
+        takes_body = self.body_field is not None
         known = [field.alias for field in get_flat_params(self.dependant) if isinstance(field.field_info, Query)]
 
         async def strictly(request: Request) -> Response:
             _refuse_unknown(request.query_params.keys(), known)
+            if not takes_body:
+                _refuse_body(await request.body(), known)
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
             except _RefusedBody as error:
@@ -63,3 +66,10 @@ def _refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
             near = difflib.get_close_matches(name[:100], known, n=1)
             cure = f"Did you mean '{near[0]}'?" if near else f"Known: {', '.join(known) or 'none'}."
             raise InvalidTask(f"There is no parameter {name[:100]!r}. {cure}", code="invalid_field", field=name[:100])
+
+
+def _refuse_body(body: bytes, known: Sequence[str]) -> None:
+    """Raise InvalidTask for a body that the route would ignore; many clients send an empty object where nothing is asked for."""
+    if body.strip() not in (b"", b"{}", b"null"):
+        cure = f"in the query: {', '.join(known)}" if known else "without one"
+        raise InvalidTask(f"This takes no body; say what it needs {cure}.", code="invalid_field", field="body")

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request, Response
@@ -15,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from tower import db, queries, trace
 from tower.api.answers import Files
 from tower.api.errors import problems
-from tower.api.files import MEDIA_TYPES, send_file, send_pieces
+from tower.api.files import MEDIA_TYPES, beginning, send_file, send_pieces
 from tower.api.follow import Watch
 from tower.api.strict import StrictRoute
 from tower.api.tasks import TaskId
@@ -75,7 +76,7 @@ async def log(
     ] = None,
     range_: Range = None,
 ) -> Response:
-    """Return log.txt, whole or, once it is traced, by byte range; or stream it live, each `log` event some lines, `end` the last."""
+    """Return the log as it is now, or a byte range of what is traced; or stream it live, each `log` event some lines, `end` the last."""
     status, seq = await run_in_threadpool(lambda: db.read(lambda: queries.progress(task_id)))
     if follow:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -85,15 +86,20 @@ async def log(
 
 
 def _whole_log(request: Request, task_id: str, seq: int) -> Response:
+    traced, size = db.read(lambda: queries.traced_up_to(task_id))
     try:
-        return send_file(request, trace.find_file(request.app.state.settings.trace_dir, task_id, LOG))
+        path = trace.find_file(request.app.state.settings.trace_dir, task_id, LOG)
+        if traced >= seq or "range" in request.headers:
+            return send_file(request, path)
+        told = beginning(path, size)  # the folder lags behind: what it lacks is in the rows
     except NotFound:  # not traced yet, or on a disk that this server does not see: the rows say the same
-        return send_pieces(_log_of_rows(task_id, seq), LOG)
+        told = None
+    pieces = _log_of_rows(task_id, 0, seq) if told is None else chain(told, _log_of_rows(task_id, traced, seq))
+    return send_pieces(pieces, LOG)
 
 
-def _log_of_rows(task_id: str, seq: int) -> Iterator[bytes]:
-    """Yield the log up to `seq`, a few entries at a time: it may be larger than what the server can hold."""
-    after = 0
+def _log_of_rows(task_id: str, after: int, seq: int) -> Iterator[bytes]:
+    """Yield the log from behind `after` up to `seq`, a few entries at a time: it may be larger than what the server can hold."""
     while entries := db.read(partial(_entries, task_id, seq, after)):
         after = entries[-1]["seq"]
         yield trace.render_log(entries).encode()
