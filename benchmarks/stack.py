@@ -122,14 +122,6 @@ class Stack:
                 found[f"{name} {number}"] = round(one.memory_info().rss / 1e6, 1)
         return found
 
-    def wait_done(self, count: int, seconds: float = 600) -> None:
-        """Wait until so many tasks have ended and are traced."""
-        deadline = time.monotonic() + seconds
-        while self.done() < count:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.done()} of {count} tasks were done after {seconds:g} s")
-            time.sleep(0.025)
-
     def wait_all_done(self, seconds: float = 600) -> None:
         """Wait until every task has ended and is traced; that costs the same however many there have been."""
         deadline = time.monotonic() + seconds
@@ -137,10 +129,6 @@ class Stack:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{left} tasks were left after {seconds:g} s")
             time.sleep(0.025)
-
-    def done(self) -> int:
-        """Return how many tasks have ended and are traced; by a connection that the tower does not share."""
-        return int(self.ask("SELECT COUNT(*) FROM task WHERE status = 'succeeded' AND traced_seq >= seq"))
 
     def ask(self, statement: str) -> Any:
         """Return the one value that a SELECT finds."""

@@ -188,7 +188,9 @@ class Ready:
 
 def ready(asked: Sequence[str] = ()) -> Ready | None:
     """Return what is ready to start; None if nothing is."""
-    named = f"EXISTS (SELECT 1 FROM task WHERE {_READY} AND {db.among('id', asked)})" if asked else "false"
+    # Else Postgres may go through all that waits for them.
+    waits = f"{db.aside('status')} = '{QUEUED}' AND ready_at <= {{now}}"
+    named = f"EXISTS (SELECT 1 FROM task WHERE {db.among('id', asked)} AND {waits})" if asked else "false"
     first = f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {queued().sql} AND ready_at <= {{now}}"
     found = db.rows(f"{first} ORDER BY rank, id LIMIT 1", asked)
     return Ready(found[0]["waits"], bool(found[0]["asked"])) if found else None
