@@ -13,7 +13,7 @@ from peewee import Tuple, ValuesList
 
 from tower import db, lifecycle, load, queries
 from tower.broker import Nudger, handler_actor
-from tower.decision import CONCURRENCY_KEY, KEY, PREFETCH, RATE_LIMIT, TYPE, Load, Row, choose, obstacle
+from tower.decision import CONCURRENCY_KEY, KEY, PREFETCH, RATE_LIMIT, TYPE, Load, Row, choose, obstacle, openings
 from tower.faults import fault
 from tower.models import RUNNING, Task, queued
 from tower.reminders import Nudge
@@ -173,20 +173,21 @@ class Walk:
         return chosen
 
     def _heads(self) -> list[Row] | None:
-        """Return as many tasks of each lane as there is room for, in order, if the lanes are few; None if they are not.
+        """Return as many tasks of each lane as it has openings, and one more, in order, if the lanes are few; None if they are not.
 
-        Tasks of a lane are restricted alike, so a lane is open or not as a whole, and no more of it than these can start. A crowd
-        behind one full key or rate thus costs one look.
+        Tasks of a lane are restricted alike, so no more of it than these can start, and one that is left tells what the others wait for.
+        A crowd behind one full key or rate thus costs one look.
         """
         lanes = [{**row, "ready_at": 0.0} for row in _lanes(LANES + 1)]
         if len(lanes) > LANES:
             return None
         load.add_starts(self.load, lanes)
         self._learn(lanes)
-        open_lanes = [row["lane"] for row in lanes if obstacle(row, self.load) is None]
-        if len(open_lanes) * self.load.room > _MOST_HEADS:
+        wanted = {row["lane"]: count for row in lanes if (count := openings(row, self.load)) > 0}
+        if sum(wanted.values()) > _MOST_HEADS:
             return None
-        rows = [row for lane in open_lanes for row in db.rows(_OF_LANE.format(queued=queued().sql), [self.load.now, lane, self.load.room])]
+        of_lane = _OF_LANE.format(queued=queued().sql)
+        rows = [row for lane, count in wanted.items() for row in db.rows(of_lane, [self.load.now, lane, count + 1])]
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
 
     def _waiting(self) -> Any:

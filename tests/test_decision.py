@@ -23,6 +23,7 @@ from tower.decision import (
     choose,
     measure,
     obstacle,
+    openings,
 )
 
 QUEUES, TYPES, KEYS, RATES = ("a", "b", "c"), ("echo", "command"), (None, None, "k1", "k2"), (None, None, "r1", "r2")
@@ -101,6 +102,15 @@ def test_a_decision_is_never_over_a_limit(waiting: list[Row], begin: tuple[Load,
     for queue in QUEUES:
         last = [one for one in picked if one["losses"] == 2 and one["queue"] == queue]
         assert len(last) <= (0 if any(one["losses"] == 2 and one["queue"] == queue for one in in_flight) else 1)
+
+
+@settings(max_examples=400)
+@given(rows, loads())
+def test_so_many_of_one_kind_start_as_there_are_openings(one: Row, begin: tuple[Load, list[Row]]) -> None:
+    """No more has to be read of a crowd that is restricted alike."""
+    load, _ = begin
+    crowd = [{**one, "id": f"{n:03}"} for n in range(60)]
+    assert openings(one, load) == len(choose(crowd, load)[0])
 
 
 def _places_of(one: Row) -> list[Place]:

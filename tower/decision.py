@@ -177,6 +177,20 @@ def obstacle(row: Row, load: Load) -> Obstacle | None:
     )
 
 
+def openings(row: Row, load: Load) -> int:
+    """Return how many tasks that are restricted like this one may start under this load."""
+    if obstacle(row, load) is not None:
+        return 0
+    rooms = [load.room, load.queues[row["queue"]]]
+    rooms += [limit - count for limit, count in (_key_use(row, load), *(use for _, _, use in _uses(row, load))) if limit is not None]
+    rate = rate_of(row, load.rules)
+    if rate is not None:
+        rooms.append(rate[1] - len(_within(rate, load)))
+    if has_last_chance(row):
+        rooms.append(1)
+    return min(rooms)
+
+
 def has_last_chance(row: Row) -> bool:
     """Whether a task was lost with its workers twice or more, and fails if that happens once more."""
     return bool(row["losses"] > 1 and row["losses"] >= row["max_losses"] - 1)
@@ -214,12 +228,17 @@ def _quarantine(row: Row, load: Load) -> Obstacle | None:
 
 
 def _key_limit(row: Row, load: Load) -> Obstacle | None:
+    limit, count = _key_use(row, load)
+    return Obstacle(CONCURRENCY_KEY, (KEY, row["concurrency_key"]), limit, count) if limit is not None and count >= limit else None
+
+
+def _key_use(row: Row, load: Load) -> tuple[int | None, int]:
+    """Return how many tasks with the key of this one may be in flight, None if it has none, and how many are."""
     key = row["concurrency_key"]
     if key is None:
-        return None
+        return None, 0
     limits = (row["concurrency_limit"], load.rule(KEY, key).max_running, load.key_limits.get(key))
-    limit, count = min(limit for limit in limits if limit is not None), load.running[KEY, key]
-    return Obstacle(CONCURRENCY_KEY, (KEY, key), limit, count) if count >= limit else None
+    return min(limit for limit in limits if limit is not None), load.running[KEY, key]
 
 
 def _rate_limit(row: Row, load: Load) -> Obstacle | None:
@@ -227,19 +246,30 @@ def _rate_limit(row: Row, load: Load) -> Obstacle | None:
     if rate is None:
         return None
     key, limit, per_s = rate
-    # A start that lies ahead shows that the clock was set back: it counts, but not for longer than a window.
-    within = sorted(at for at in load.starts.get(key, ()) if abs(load.now - at) < per_s)
+    within = _within(rate, load)
     if len(within) < limit:
         return None
     return Obstacle(RATE_LIMIT, (RATE, key), limit, len(within), per_s, until=within[-limit] + per_s)
 
 
+def _within(rate: tuple[str, int, float], load: Load) -> list[float]:
+    """Return the starts that count against a rate, in order."""
+    key, _, per_s = rate
+    # A start that lies ahead shows that the clock was set back: it counts, but not for longer than a window.
+    return sorted(at for at in load.starts.get(key, ()) if abs(load.now - at) < per_s)
+
+
 def _limit(row: Row, load: Load) -> Obstacle | None:
-    for reason, place in ((TYPE_LIMIT, (TYPE, row["type"])), (QUEUE_LIMIT, (QUEUE, row["queue"])), (TOWER_LIMIT, (TOWER, ""))):
-        limit, count = load.rule(*place).max_running, load.running[place]
+    for reason, place, (limit, count) in _uses(row, load):
         if limit is not None and count >= limit:
             return Obstacle(reason, place, limit, count)
     return None
+
+
+def _uses(row: Row, load: Load) -> list[tuple[str, Place, tuple[int | None, int]]]:
+    """Return how many tasks may be in flight of its type, in its queue and in all, None if nobody has said so, and how many are."""
+    named = ((TYPE_LIMIT, (TYPE, row["type"])), (QUEUE_LIMIT, (QUEUE, row["queue"])), (TOWER_LIMIT, (TOWER, "")))
+    return [(reason, place, (load.rule(*place).max_running, load.running[place])) for reason, place in named]
 
 
 def _slot(row: Row, load: Load) -> Obstacle | None:

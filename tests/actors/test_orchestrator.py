@@ -235,6 +235,7 @@ def test_a_rate_lets_no_more_start_than_its_window_allows(dispatcher: Dispatcher
     ids = [r.insert(rate_key="api", rate_limit=2, rate_per_s=600.0) for _ in range(5)]
     other = r.insert()
     assert dispatcher.run_pass() == 3
+    assert dispatcher.due_s <= 600
     assert dispatcher.run_pass() == 0
     assert [r.row(task_id)["wait_reason"] for task_id in ids] == [None, None, "rate_limit", "rate_limit", "rate_limit"]
     assert r.row(other)["status"] == DISPATCHED
