@@ -15,7 +15,7 @@ from tower import db, lifecycle, load, queries
 from tower.broker import Nudger, handler_actor
 from tower.decision import CONCURRENCY_KEY, KEY, PREFETCH, RATE_LIMIT, TYPE, Load, Row, choose, obstacle, openings
 from tower.faults import fault
-from tower.models import RUNNING, Task, queued
+from tower.models import RUNNING, Task, in_line
 from tower.reminders import Nudge
 from tower.settings import Settings
 
@@ -178,7 +178,7 @@ class Walk:
         Tasks of a lane are restricted alike, so no more of it than these can start, and one that is left tells what the others wait for.
         A crowd behind one full key or rate thus costs one look.
         """
-        lanes = [{**row, "ready_at": 0.0} for row in _lanes(LANES + 1)]
+        lanes = _lanes(LANES + 1)
         if len(lanes) > LANES:
             return None
         load.add_starts(self.load, lanes)
@@ -186,13 +186,12 @@ class Walk:
         wanted = {row["lane"]: count for row in lanes if (count := openings(row, self.load)) > 0}
         if sum(wanted.values()) > _MOST_HEADS:
             return None
-        of_lane = _OF_LANE.format(queued=queued().sql)
-        rows = [row for lane, count in wanted.items() for row in db.rows(of_lane, [self.load.now, lane, count + 1])]
+        of_lane = _OF_LANE.format(in_line=in_line().sql)
+        rows = [row for lane, count in wanted.items() for row in db.rows(of_lane, [lane, count + 1])]
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
 
     def _waiting(self) -> Any:
-        ready = (queued(), Task.ready_at <= self.load.now, lifecycle.in_time())
-        return Task.select(*load.COLUMNS).where(*ready)
+        return Task.select(*load.COLUMNS).where(in_line(), lifecycle.in_time())
 
     def _page(self) -> list[dict[str, Any]]:
         query = self._waiting().where(Task.queue << self.load.open_queues())
@@ -224,11 +223,11 @@ class Walk:
 #: One step along the index of lanes for each lane in which a task waits.
 _HEADS = """
 WITH RECURSIVE head(id) AS (
-    SELECT (SELECT id FROM task WHERE {queued} ORDER BY lane, rank, id LIMIT 1)
+    SELECT (SELECT id FROM task WHERE {in_line} ORDER BY lane, rank, id LIMIT 1)
     UNION ALL
     SELECT (
         SELECT id FROM task
-        WHERE {queued} AND lane > (SELECT lane FROM task WHERE id = head.id)
+        WHERE {in_line} AND lane > (SELECT lane FROM task WHERE id = head.id)
         ORDER BY lane, rank, id LIMIT 1
     ) FROM head WHERE head.id IS NOT NULL
 )
@@ -237,7 +236,7 @@ SELECT {names}, lane FROM task WHERE {chosen}
 #: The first tasks of one lane.
 _OF_LANE = f"""
 SELECT {load.NAMES} FROM task
-WHERE {{queued}} AND ready_at <= ? AND (expires_at IS NULL OR expires_at > {{{{now}}}}) AND lane = ? ORDER BY rank, id LIMIT ?
+WHERE {{in_line}} AND (expires_at IS NULL OR expires_at > {{{{now}}}}) AND lane = ? ORDER BY rank, id LIMIT ?
 """
 
 
@@ -256,4 +255,4 @@ WHERE beat_at > {{now}} - ? AND slots > coalesce(busy, 0)
 def _lanes(most: int) -> list[dict[str, Any]]:
     """Return the first task of each lane in which one waits, of so many lanes."""
     chosen = db.found("id", f"SELECT id FROM head WHERE id IS NOT NULL LIMIT {most}")
-    return db.rows(_HEADS.format(queued=queued().sql, chosen=chosen, names=load.NAMES))
+    return db.rows(_HEADS.format(in_line=in_line().sql, chosen=chosen, names=load.NAMES))

@@ -52,7 +52,7 @@ def _read_so_far() -> int:
     return int(db.rows(f"SELECT ({indexes}) + ({tables}) + ({blocks}) AS count")[0]["count"])
 
 
-@pytest.mark.parametrize("others", ["ended", "waiting"])
+@pytest.mark.parametrize("others", ["ended", "waiting", "scheduled"])
 def test_the_life_of_a_task_reads_neither_what_has_ended_nor_all_that_waits(new_database: Callable[[], str], others: str) -> None:
     """However little there was when its statements were planned."""
     settings = Settings(database_url=new_database())
@@ -65,6 +65,8 @@ def test_the_life_of_a_task_reads_neither_what_has_ended_nor_all_that_waits(new_
             model = _live(dispatcher)
         if others == "waiting":
             model = r.insert(queue="of nobody")
+        elif others == "scheduled":
+            model = r.insert(not_before=4e9)
         _copy(model)
         before = db.read(_read_so_far)
         _live(dispatcher)
@@ -104,6 +106,23 @@ def read_so_far(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     db.migrate()
     yield (lambda: steps[0]) if is_sqlite else (lambda: 5 * db.read(_read_so_far))
     db.close_database()
+
+
+def test_a_pass_does_not_go_over_what_is_scheduled_for_later(read_so_far: Callable[[], int]) -> None:
+    """Nor does the look of the sweep, or what asks how long tasks have waited."""
+    _copy(r.insert(not_before=4e9))
+    r.add_worker()
+    new = r.insert()
+    dispatcher = Dispatcher(Settings(), r.Nudges())  # type: ignore[arg-type]
+    before = read_so_far()
+    assert dispatcher.run_pass([new]) == 1
+    assert dispatcher.run_pass([new]) == 0
+    look = due.look()
+    assert (look.wakes, look.queued, look.next_s is not None) == (False, False, True)
+    assert db.unit(reminders.due_to_start) is None
+    assert db.read(queries.oldest_waiting_s) is None
+    assert not db.read(lambda: queries.is_anything_to_do(["nothing"]))
+    assert read_so_far() - before < _HISTORY * 5
 
 
 def test_what_is_asked_every_second_does_not_go_over_all_that_waits(read_so_far: Callable[[], int]) -> None:

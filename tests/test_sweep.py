@@ -233,6 +233,18 @@ def test_starts_that_no_window_reaches_are_forgotten(sweep: Sweep) -> None:
     assert [start.rate_key for start in db.read(lambda: list(TaskStart.select()))] == ["new"]
 
 
+def test_tasks_whose_time_has_come_start_however_many_there_are(sweep: Sweep, nudges: r.Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowd with the same start time is not started by and by."""
+    monkeypatch.setattr("tower.reminders._WOKEN", 2)
+    ids = [r.insert(not_before=4e9) for _ in range(5)]
+    later = r.insert(not_before=4e9)
+    db.unit(lambda: Task.update(ready_at=db.now() - 1, nudge_at=db.now() - 1).where(Task.id << ids).execute())
+    sweep.run_once()
+    assert [r.row(task_id)["ready_at"] for task_id in ids] == [0] * 5
+    assert r.row(later)["ready_at"] == 4e9
+    assert ("tower.orchestrate", ids[0]) in nudges.sent
+
+
 def test_a_sweep_wakes_for_the_moment_a_task_may_start_no_more(sweep: Sweep, rows: Settings) -> None:
     """And not before the next pass if there is no such moment."""
     assert sweep.run_once() > rows.sweep_s

@@ -372,6 +372,11 @@ def _from_postgres(statement: str) -> Iterator[tuple[Any, ...]]:
     database.execute_sql("CLOSE snapshot_rows")
 
 
+def instant() -> peewee.SQL:
+    """Return `now` as one value for all of a statement, by which rows can be looked for: Postgres reads its clock anew for each."""
+    return peewee.SQL(f"(SELECT {now().sql})")
+
+
 def has_tables() -> bool:
     """Whether a tower has prepared the database, this one or an older."""
     return read(lambda: bool(database.table_exists("task")))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tower import db
-from tower.models import DISPATCHED, RUNNING, behind, queued, waiting
+from tower.models import DISPATCHED, RUNNING, behind, in_line, not_yet, waiting
 from tower.spec import MAX_WINDOW_S
 
 
@@ -18,8 +18,9 @@ class Look:
     ahead_s: float
     running: list[dict[str, Any]]
     workers: list[dict[str, Any]]
-    #: Whether there is any: that is late, whose nudge or trace is due, or of which nothing needs to be known any more.
+    #: Whether there is any: that is late, whose time has come, whose nudge or trace is due, or of which nothing needs to be known any more.
     late: bool
+    wakes: bool
     queued: bool
     dispatched: bool
     untraced: bool
@@ -28,12 +29,14 @@ class Look:
     next_s: float | None
 
 
-#: What makes up a look; the conditions in braces are put in when the database is known.
+#: What makes up a look; the conditions in braces are put in when the database is known. The time is asked for by itself: Postgres looks
+#: for no row by a clock that goes on, and would go over all that is due later.
 _DUE = {
-    "late": "{waiting} AND expires_at IS NOT NULL AND expires_at <= {{now}}",
-    "queued": "{queued} AND nudge_at <= {{now}}",
-    "dispatched": "{dispatched} AND nudge_at <= {{now}}",
-    "untraced": "{begun} AND trace_due_at <= {{now}} UNION ALL SELECT 1 FROM task WHERE {behind} AND trace_due_at <= {{now}}",
+    "late": "{waiting} AND expires_at IS NOT NULL AND expires_at <= {instant}",
+    "wakes": "{not_yet} AND ready_at <= {instant}",
+    "queued": "id = (SELECT id FROM task WHERE {in_line} AND nudge_at <= {instant} ORDER BY rank, id LIMIT 1)",
+    "dispatched": "{dispatched} AND nudge_at <= {instant}",
+    "untraced": "{begun} AND trace_due_at <= {instant} UNION ALL SELECT 1 FROM task WHERE {behind} AND trace_due_at <= {instant}",
 }
 _RUNNING = """
 SELECT task.id, attempt, beat, worker_id, pid, pid_space, pid_started, host
@@ -41,7 +44,7 @@ FROM task LEFT JOIN worker ON worker.id = worker_id WHERE {running}"""
 _OLD_STARTS = "EXISTS (SELECT 1 FROM task_start WHERE at < {{now}} - {window}) AS old_starts"
 _NEXT_DUE = """
 SELECT MIN(at) - {{now}} AS wait FROM (
-    SELECT MIN(ready_at) AS at FROM task WHERE {queued} AND ready_at > 0 AND ready_at > {{now}}
+    SELECT MIN(ready_at) AS at FROM task WHERE {not_yet} AND ready_at > {{now}}
     UNION ALL SELECT MIN(expires_at) FROM task WHERE {waiting} AND expires_at IS NOT NULL AND expires_at > {{now}}
 ) AS due"""
 _ANY_DUE = ", ".join([*(f"EXISTS (SELECT 1 FROM task WHERE {found}) AS {name}" for name, found in _DUE.items()), _OLD_STARTS])
@@ -51,7 +54,8 @@ _LOOK = (_RUNNING, "SELECT * FROM worker", f"SELECT {_ANY_DUE}", _NEXT_DUE)
 def look() -> Look:
     """Look at what a pass of the sweep may have to do."""
     begun, lagging = behind()
-    conditions = {"queued": queued().sql, "waiting": waiting().sql, "begun": begun.sql, "behind": lagging.sql, "window": MAX_WINDOW_S}
+    conditions = {"in_line": in_line().sql, "not_yet": not_yet().sql, "waiting": waiting().sql, "window": MAX_WINDOW_S}
+    conditions |= {"begun": begun.sql, "behind": lagging.sql, "instant": "(SELECT {now})"}
     conditions |= {status: f"status = '{status}'" for status in (DISPATCHED, RUNNING)}
     statements = [statement.format(**conditions) for statement in _LOOK]
     at, (now, (running, workers, (due,), (following,))) = db.read(lambda: (time.monotonic(), db.several(statements)))

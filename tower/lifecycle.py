@@ -224,7 +224,7 @@ def in_time() -> Any:
 
 def give_up_late(limit: int) -> list[str]:
     """End tasks that have not started by their `expires_at`; return their ids."""
-    late = Task.select(Task.id).where(waiting(), Task.expires_at.is_null(False), Task.expires_at <= db.now()).limit(limit)
+    late = Task.select(Task.id).where(waiting(), Task.expires_at.is_null(False), Task.expires_at <= db.instant()).limit(limit)
     if db.is_postgres():
         late = late.for_update("FOR UPDATE SKIP LOCKED")
     ids = [row[0] for row in late.tuples()]

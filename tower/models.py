@@ -72,7 +72,7 @@ class Task(Row):
     rank = DoubleField()
     #: When the client wants it to start, at the earliest.
     not_before = DoubleField(null=True)
-    #: When it may start: that, or the end of a retry's back-off; 0 for at once.
+    #: When it may start: that, or the end of a retry's back-off; 0 once that has come, see `reminders.wake`.
     ready_at = DoubleField(default=0)
     #: It may not start after this; what has not by then is timed_out.
     expires_at = DoubleField(null=True)
@@ -297,6 +297,16 @@ TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Wo
 def queued() -> SQL:
     """Return the condition that a task is queued, for a search by another index than that of statuses: very many may be."""
     return likely(f"status = '{QUEUED}'")
+
+
+def in_line() -> SQL:
+    """Return the condition that a task is queued and its time has come; those whose time is still to come have an index of their own."""
+    return SQL(f"{queued().sql} AND ready_at = 0")
+
+
+def not_yet() -> SQL:
+    """Return the condition that a task is queued and waits for its time."""
+    return SQL(f"{queued().sql} AND ready_at > 0")
 
 
 def waiting() -> SQL:

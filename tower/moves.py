@@ -53,7 +53,7 @@ _MADE = {
     **dict.fromkeys(("attempt", "failures", "losses", "beat", "nudges", "traced_seq", "traced_bytes", "trace_tries"), "0"),
     "seq": "1",
     "rank": "at - {priority}",
-    "ready_at": "coalesce({not_before}, 0)",
+    "ready_at": "CASE WHEN {not_before} > at THEN {not_before} ELSE 0 END",
     "nudge_at": f"CASE WHEN {{not_before}} > at THEN {{not_before}} ELSE at + {NUDGE_S} END",
     "trace_due_at": f"at + {WAITING_TRACE_S}",
     **dict.fromkeys(("created_at", "queued_at", "updated_at"), "at"),

@@ -24,7 +24,7 @@ from tower.models import (
     TaskLog,
     behind,
     first_id,
-    queued,
+    in_line,
 )
 
 #: The columns of a list: everything but the texts that may be large.
@@ -175,9 +175,6 @@ def dispatched_count(queues: Sequence[str]) -> int:
     return int(db.rows(f"SELECT COUNT(*) AS count FROM task WHERE {where}", queues)[0]["count"])
 
 
-_READY = f"status = '{QUEUED}' AND ready_at <= {{now}}"
-
-
 @dataclass(frozen=True)
 class Ready:
     """That a queued task's time has come: how long the first of all waits, and whether it is one of those that were asked about."""
@@ -189,9 +186,9 @@ class Ready:
 def ready(asked: Sequence[str] = ()) -> Ready | None:
     """Return what is ready to start; None if nothing is."""
     # Else Postgres may go through all that waits for them.
-    waits = f"{db.aside('status')} = '{QUEUED}' AND ready_at <= {{now}}"
+    waits = f"{db.aside('status')} = '{QUEUED}' AND ready_at = 0"
     named = f"EXISTS (SELECT 1 FROM task WHERE {db.among('id', asked)} AND {waits})" if asked else "false"
-    first = f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {queued().sql} AND ready_at <= {{now}}"
+    first = f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {in_line().sql}"
     found = db.rows(f"{first} ORDER BY rank, id LIMIT 1", asked)
     return Ready(found[0]["waits"], bool(found[0]["asked"])) if found else None
 
@@ -199,7 +196,8 @@ def ready(asked: Sequence[str] = ()) -> Ready | None:
 def is_anything_to_do(queues: Sequence[str]) -> bool:
     """Whether a queued task's time has come, or one of these queues waits for a worker to claim it."""
     handed = f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)}"
-    return bool(db.rows(f"SELECT 1 AS found WHERE EXISTS ({handed}) OR EXISTS (SELECT 1 FROM task WHERE {_READY})", queues))
+    first = f"SELECT id FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
+    return bool(db.rows(f"SELECT 1 AS found WHERE EXISTS ({handed}) OR ({first}) IS NOT NULL", queues))
 
 
 def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:
@@ -335,7 +333,7 @@ def oldest_waiting_s() -> float | None:
 
     Only the first in line are looked at, however many there are: one behind them has waited longer only if all these came back lately.
     """
-    first = Task.select(Task.queued_at).where(queued(), Task.ready_at <= db.now()).order_by(Task.rank, Task.id).limit(_FIRST)
+    first = Task.select(Task.queued_at).where(in_line()).order_by(Task.rank, Task.id).limit(_FIRST)
     oldest = min((row[0] for row in first.tuples()), default=None)
     return None if oldest is None else max(0.0, db.clock() - float(oldest))
 

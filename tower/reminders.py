@@ -7,7 +7,7 @@ from typing import Any
 import peewee
 
 from tower import db
-from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, Task, Worker, behind, queued
+from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, Task, Worker, behind, in_line, not_yet
 
 #: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
 NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0
@@ -18,6 +18,8 @@ TRACE_S, TRACE_CEILING_S = 2.0, 60.0
 WAITING_TRACE_S, _WAITING_AT_ONCE = 10.0, 20
 #: What was changed so many seconds before the last change may not be on the disk.
 _UNWRITTEN_S = 60.0
+#: Tasks whose time has come that one statement wakes.
+_WOKEN = 500
 #: A time that lies less ahead than this may have been set a moment ago.
 _SET_BACK_S = 1.0
 
@@ -33,14 +35,21 @@ class Nudge:
 
 def due_to_start() -> Nudge | None:
     """Return a queued task that could start and has not been nudged for a while; push its next nudge back."""
-    ready = Task.select(Task.id).where(queued(), Task.ready_at <= db.now(), Task.nudge_at <= db.now())
-    return next(iter(_push_back(ready.order_by(Task.rank, Task.id), QUEUED, 1)), None)
+    due = Task.select(Task.id).where(in_line(), Task.nudge_at <= db.instant())
+    return next(iter(_push_back(due.order_by(Task.rank, Task.id), QUEUED, 1)), None)
+
+
+def wake() -> bool:
+    """Let tasks whose time has come take their places in the queue; return whether there may be more of them."""
+    due = Task.select(Task.id).where(not_yet(), Task.ready_at <= db.instant()).order_by(Task.ready_at).limit(_WOKEN)
+    still = peewee.SQL(f"{db.aside('status')} = '{QUEUED}'"), Task.ready_at <= db.now()
+    return bool(Task.update(ready_at=0).where(_among(due), *still).execute() == _WOKEN)
 
 
 def all_due() -> None:
     """Let every nudge that was sent be due now, because the broker has forgotten them."""
     Task.update(nudge_at=0).where(Task.status == DISPATCHED, Task.nudge_at > db.now()).execute()
-    first = Task.select(Task.id).where(queued(), Task.ready_at <= db.now()).order_by(Task.rank, Task.id).limit(1)
+    first = Task.select(Task.id).where(in_line()).order_by(Task.rank, Task.id).limit(1)
     Task.update(nudge_at=0).where(Task.id << first, Task.status == QUEUED).execute()
 
 
@@ -64,7 +73,7 @@ def rank() -> Any:
 
 def due_to_run(limit: int) -> list[Nudge]:
     """Return dispatched tasks whose nudge nobody took; push their next nudges back."""
-    waiting = Task.select(Task.id).where(Task.status == DISPATCHED, Task.nudge_at <= db.now())
+    waiting = Task.select(Task.id).where(Task.status == DISPATCHED, Task.nudge_at <= db.instant())
     return _push_back(waiting.order_by(Task.nudge_at), DISPATCHED, limit)
 
 
@@ -91,7 +100,7 @@ def due_to_trace(limit: int) -> list[str]:
 
 
 def _due_to_trace(lagging: peewee.SQL, limit: int) -> list[str]:
-    due = Task.select(Task.id).where(lagging, Task.trace_due_at <= db.now()).order_by(Task.trace_due_at).limit(limit)
+    due = Task.select(Task.id).where(lagging, Task.trace_due_at <= db.instant()).order_by(Task.trace_due_at).limit(limit)
     rows = (
         Task.update(trace_tries=Task.trace_tries + 1, trace_due_at=db.now() + _doubling(Task.trace_tries, TRACE_S, TRACE_CEILING_S))
         .where(_among(due), Task.traced_seq < Task.seq, Task.trace_due_at <= db.now())

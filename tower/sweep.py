@@ -106,6 +106,7 @@ class Sweep:
             self._give_up_late,
             self._notice_clock,
             self._notice_forgetful_broker,
+            self._wake,
             self._nudge_queued,
             self._nudge_dispatched,
             self._ask_for_traces,
@@ -192,6 +193,12 @@ class Sweep:
             _log.warning("the broker has forgotten its messages; they are sent again")
             db.unit(reminders.all_due)
         return was_known
+
+    def _wake(self, look: Look) -> bool:
+        """Let tasks start whose time has come, however many have the same."""
+        while look.wakes and not self._stopping.is_set() and db.unit(reminders.wake):
+            pass
+        return look.wakes
 
     def _nudge_queued(self, look: Look) -> bool:
         nudge = db.unit(reminders.due_to_start) if look.queued else None

@@ -31,7 +31,7 @@ from tower.decision import (
     obstacle,
 )
 from tower.estimate import play
-from tower.models import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, SUCCEEDED, Task, Worker
+from tower.models import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, SUCCEEDED, Task, Worker, in_line
 from tower.trace import rfc3339
 
 #: Past runs of a type that tell how long it takes, and recent ends that tell the tower's pace.
@@ -72,7 +72,7 @@ def why(task_id: str, lease_s: float) -> dict[str, Any]:
     workers = queries.live_workers(lease_s)
     now = load.read(lease_s)
     load.add_starts(now, [row])
-    ahead = _count_ahead(row, now)
+    ahead = _count_ahead(row)
     if row["status"] == DISPATCHED:
         chain = [_is_handed_out(row, now)]
     else:
@@ -199,14 +199,13 @@ def _summed(chain: Sequence[Link]) -> list[str]:
     return [texts[0] + (f" and {len(texts) - 1} more" if len(texts) > 1 else "") for texts in told.values()]
 
 
-def _before(row: Row, now: Load) -> Any:
+def _before(row: Row) -> Any:
     """Return the condition for those that may start now and come first in order."""
-    ready = (Task.status == QUEUED) & (Task.ready_at <= now.now)
-    return ready & (Tuple(Task.rank, Task.id) < Tuple(row["rank"], row["id"]))
+    return in_line() & (Tuple(Task.rank, Task.id) < Tuple(row["rank"], row["id"]))
 
 
-def _count_ahead(row: Row, now: Load) -> int:
-    return int(Task.select(fn.COUNT(Task.id)).where(_before(row, now), Task.queue == row["queue"]).scalar())
+def _count_ahead(row: Row) -> int:
+    return int(Task.select(fn.COUNT(Task.id)).where(_before(row), Task.queue == row["queue"]).scalar())
 
 
 def typical_s(types: Iterable[str]) -> dict[str, float]:
@@ -224,7 +223,7 @@ def typical_s(types: Iterable[str]) -> dict[str, float]:
 
 def _estimate(row: Row, now: Load, workers: Sequence[Row]) -> Estimate:
     """Play the decision forward, with slots alone as room: what waits at a worker has not started."""
-    queued = _ready_before(row, now) if row["status"] == QUEUED else []
+    queued = _ready_before(row) if row["status"] == QUEUED else []
     if len(queued) > _PLAYED:
         return _by_pace(row, now)
     started = [dict(one) for one in Task.select(*load.COLUMNS, Task.status, Task.started_at).where(Task.status << IN_FLIGHT).dicts()]
@@ -244,8 +243,8 @@ def _estimate(row: Row, now: Load, workers: Sequence[Row]) -> Estimate:
     return Estimate(None, "unknown", _cannot_be_told(forecast.held_by, unknown), len(ahead), typical)
 
 
-def _ready_before(row: Row, now: Load) -> list[Row]:
-    query = Task.select(*load.COLUMNS).where(_before(row, now)).order_by(Task.rank, Task.id)
+def _ready_before(row: Row) -> list[Row]:
+    query = Task.select(*load.COLUMNS).where(_before(row)).order_by(Task.rank, Task.id)
     return [dict(one) for one in query.limit(_PLAYED + 1).dicts()]
 
 
@@ -270,7 +269,7 @@ def _cannot_be_told(held_by: Obstacle | None, unknown: Sequence[str]) -> str:
 
 def _by_pace(row: Row, now: Load) -> Estimate:
     """Return an estimate from how fast tasks have ended lately."""
-    ahead = int(Task.select(fn.COUNT(Task.id)).where(_before(row, now)).scalar())
+    ahead = int(Task.select(fn.COUNT(Task.id)).where(_before(row)).scalar())
     ends = Task.select(Task.finished_at).where(Task.status == SUCCEEDED, Task.finished_at.is_null(False))
     times = [float(at) for (at,) in ends.order_by(Task.finished_at.desc()).limit(_ENDS).tuples()]
     found = obstacle(row, now)
