@@ -112,7 +112,7 @@ def test_one_that_dies_or_hangs_delays_folders_and_harms_none(
 
 def test_it_ends_when_it_has_had_nothing_to_do(tracer: Tracer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """That is no trouble: the next one starts at once."""
-    monkeypatch.setattr(scribe, "_IDLE_S", 0.2)
+    monkeypatch.setattr(scribe, "_IDLE_S", 1.0)
     with caplog.at_level(logging.WARNING):
         found = ready(tracer._scribe)
         wait_for("its end", lambda: tracer._scribe._process is None and not found.is_running())
