@@ -11,7 +11,7 @@ from typing import Any
 
 from peewee import Tuple, ValuesList
 
-from tower import db, lifecycle, load, queries
+from tower import db, lifecycle, load, queries, reminders
 from tower.broker import Nudger, handler_actor
 from tower.decision import CONCURRENCY_KEY, KEY, PREFETCH, RATE_LIMIT, TYPE, Load, Row, choose, obstacle, openings
 from tower.faults import fault
@@ -21,6 +21,8 @@ from tower.settings import Settings
 
 #: A task that waits no longer than that is new: the nudge that came with it is on its way. So many of those asked about are looked up.
 _NEW_S, _MOST_ASKED = 0.05, 10
+#: How soon a pass looks again for a task whose time has come and whose row somebody locks.
+_LOCKED_S = 1.0
 #: As many tasks wait at the workers as short ones have ended since the last pass, but per slot no more than this.
 _MOST_AHEAD = 8.0
 #: Waiting tasks looked at together.
@@ -74,7 +76,10 @@ class Dispatcher:
 
     @property
     def due_s(self) -> float:
-        """In how many seconds another pass should run though nobody asks: a rate becomes free, or what was left to others still waits."""
+        """In how many seconds another pass should run though nobody asks.
+
+        A rate becomes free then, a task's time comes, or what was left to others still waits.
+        """
         due_at = self._due_at
         return math.inf if due_at is None else due_at - time.monotonic()
 
@@ -84,12 +89,12 @@ class Dispatcher:
         Who is asked because of tasks that have ended leaves what has just come to whoever is asked because of that.
         """
         self._due_at = None
-        ready = db.read(partial(queries.ready, asked[-_MOST_ASKED:]), in_turn=True)
-        if ready is None:
+        ready = self._ready(asked[-_MOST_ASKED:])
+        if ready.waits_s is None:
             self._turnover()  # what ended while nothing waited says little of what comes
             return 0
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
-            self._due_at = time.monotonic() + _NEW_S
+            self._be_due(_NEW_S)
             return 0
         self._ahead = min(max(PREFETCH, self._turnover()), _MOST_AHEAD)
         # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
@@ -101,6 +106,22 @@ class Dispatcher:
         self._deliver(chosen)
         fault("dispatch.after_send")
         return len(chosen)
+
+    def _ready(self, asked: Sequence[str]) -> queries.Ready:
+        """Return what is ready, once those whose time has come have been woken; a pass is due when the next one's comes."""
+        ready = db.read(partial(queries.ready, asked), in_turn=True)
+        if ready.next_s is not None and ready.next_s <= 0:
+            while db.unit(reminders.wake, is_promise=False):
+                pass
+            ready = db.read(partial(queries.ready, asked), in_turn=True)
+        if ready.next_s is not None:
+            self._be_due(ready.next_s if ready.next_s > 0 else _LOCKED_S)
+        return ready
+
+    def _be_due(self, seconds: float) -> None:
+        """Let a pass run in so many seconds, or earlier."""
+        at = time.monotonic() + max(0.0, seconds)
+        self._due_at = at if self._due_at is None else min(at, self._due_at)
 
     def _deliver(self, chosen: list[Nudge]) -> None:
         """Give tasks to free slots: first to those of this process, others' workers are nudged. A slot that is busy looks by itself.
@@ -132,7 +153,7 @@ class Dispatcher:
         while walk.goes_on:
             yield walk.step()
             if walk.frees_at is not None:
-                self._due_at = time.monotonic() + max(0.0, walk.frees_at - walk.load.now)
+                self._be_due(walk.frees_at - walk.load.now)
         self._was_cut_short = walk.load.room <= 0
 
 

@@ -281,11 +281,13 @@ class Runner:
 
     def _write(self, rounds: Sequence[_Round]) -> list[_Answer]:
         """Record the ends of attempts and claim as many tasks as are taken, in one transaction."""
-        token, sent = new_id(), lease_time(embedded=self._settings.embedded)
+        token, sent = new_id(), 0.0
         endings = [ending for one in rounds for ending in one.endings]
         takes = sum(one.takes for one in rounds)
 
         def work() -> tuple[list[str | None], list[Claim]]:
+            nonlocal sent
+            sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
             statuses = lifecycle.finish_all(endings)
             return statuses, lifecycle.claim_some(self._worker.id, token, takes, self._worker.queues) if takes else []
 

@@ -25,6 +25,8 @@ from tower.settings import Settings
 _TICK_S, _IDLE_TICK_S = 0.1, 0.25
 _FLUSH_S = 1.0
 _ROW_S = 5.0
+#: A beat that failed in the last so many seconds, at least, says that the database was away; there are several in that time.
+_LATELY_S = 15.0
 _LOOK_S = 2.0
 
 _log = logging.getLogger(__name__)
@@ -130,8 +132,8 @@ class WorkerProcess:
         return self._stopping.is_set()
 
     def is_cut_off(self) -> bool:
-        """Whether the database was away lately, and this worker is not about to stop: then nobody else could take its tasks either."""
-        return not self.stopping and time.monotonic() - self._missed_at < self._settings.lease_s
+        """Whether the database was away lately, and this worker is not about to stop: it was so for others too, or they have its tasks."""
+        return not self.stopping and time.monotonic() - self._missed_at < max(self._settings.lease_s, _LATELY_S)
 
     def add(self, attempt: Attempt, leased_at: float) -> None:
         """Beat for an attempt from now on; `leased_at` is the time, on the leases' clock, before the claim was sent."""
@@ -163,7 +165,8 @@ class WorkerProcess:
                 if now >= next_beat:
                     next_beat = now + self._settings.beat_s
                     self._beat()
-                if now >= next_flush:
+                # To try for each attempt what has just failed would hold up the next beat.
+                if now >= next_flush and now - self._missed_at > self._settings.beat_s:
                     next_flush = now + _FLUSH_S
                     self._flush()
                     self._abandon(abandon)
@@ -214,8 +217,6 @@ class WorkerProcess:
                 attempt.stop(CANCEL)
 
     def _flush(self) -> None:
-        if time.monotonic() - self._missed_at < self._settings.beat_s:
-            return  # to try for each attempt what has just failed would hold up the next beat
         for attempt in self.attempts():
             if attempt.flush():
                 self._nudger.send(TRACE, attempt.id)

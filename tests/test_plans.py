@@ -11,9 +11,10 @@ import pytest
 
 from actors.orchestrator import Dispatcher
 from tests import rows as r
-from tower import db, due, lifecycle, queries, reminders, sqlite
+from tower import db, due, lifecycle, overview, queries, reminders, sqlite
 from tower.lifecycle import Ending, Outcome
 from tower.models import SUCCEEDED, Task, new_id
+from tower.queries import Filter
 from tower.settings import Settings
 
 _HISTORY = 3000
@@ -83,7 +84,8 @@ def test_who_asks_because_of_tasks_that_ended_does_not_go_through_all_that_waits
         _copy(r.insert(), 30_000)
         before = db.read(_read_so_far)
         ready = db.read(lambda: queries.ready([new_id() for _ in range(20)]))
-        assert ready and not ready.is_asked
+        assert ready.waits_s is not None
+        assert not ready.is_asked
         assert db.read(_read_so_far) - before < 100
     finally:
         db.close_database()
@@ -138,4 +140,5 @@ def test_what_is_asked_every_second_does_not_go_over_all_that_waits(read_so_far:
     assert db.unit(lambda: lifecycle.give_up_late(200)) == []
     assert db.read(lambda: queries.trace_errors(10)) == []
     assert db.read(queries.oldest_waiting_s) is not None
+    assert len(db.read(lambda: overview.waiting(Filter()))) == overview.MOST
     assert read_so_far() - before < _HISTORY * 5

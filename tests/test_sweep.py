@@ -4,15 +4,18 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import peewee
+import psycopg2
 import pytest
 
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, host, lifecycle, lifeline, queries
+from tower import db, host, lifecycle, lifeline, queries, reminders
 from tower.errors import Unavailable
 from tower.lifecycle import Outcome
 from tower.models import FAILED, QUEUED, RUNNING, Task, TaskStart, Worker
@@ -243,6 +246,21 @@ def test_tasks_whose_time_has_come_start_however_many_there_are(sweep: Sweep, nu
     assert [r.row(task_id)["ready_at"] for task_id in ids] == [0] * 5
     assert r.row(later)["ready_at"] == 4e9
     assert ("tower.orchestrate", ids[0]) in nudges.sent
+
+
+def test_a_row_that_somebody_locks_keeps_no_other_task_asleep(new_database: Callable[[], str]) -> None:
+    """On Postgres, where rows can be locked."""
+    url = new_database()
+    db.open_database(Settings(database_url=url))
+    try:
+        locked, other = r.insert(not_before=4e9), r.insert(not_before=4e9)
+        db.unit(lambda: Task.update(ready_at=1.0).execute())
+        with closing(psycopg2.connect(url)) as somebody:
+            somebody.cursor().execute("SELECT id FROM task WHERE id = %s FOR UPDATE", (locked,))
+            assert not db.unit(reminders.wake)
+        assert [r.row(task_id)["ready_at"] for task_id in (locked, other)] == [1.0, 0.0]
+    finally:
+        db.close_database()
 
 
 def test_a_sweep_wakes_for_the_moment_a_task_may_start_no_more(sweep: Sweep, rows: Settings) -> None:

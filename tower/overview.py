@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tower import db, queries
-from tower.models import BROKEN, CANCELLED, FINAL, IN_FLIGHT, QUEUED, SUCCEEDED, Task
+from tower.models import BROKEN, CANCELLED, FINAL, IN_FLIGHT, SUCCEEDED, Task, in_line, not_yet
 from tower.queries import Filter
 
 #: Tasks counted one by one; what is more is told as that.
@@ -43,8 +43,9 @@ def broken(within: Filter, since: float) -> list[str]:
 
 
 def waiting(within: Filter) -> list[str]:
-    """Return the ids of up to MOST tasks that are next in the queue."""
-    return _ids(replace(within, statuses=(QUEUED,)), Task.rank, Task.id)
+    """Return the ids of up to MOST tasks that are next in the queue, and then of those whose time comes next."""
+    found = [*_ids(within, Task.rank, Task.id, only=(in_line(),)), *_ids(within, Task.ready_at, Task.id, only=(not_yet(),))]
+    return found[:MOST]
 
 
 def in_flight(within: Filter) -> list[str]:
@@ -52,8 +53,9 @@ def in_flight(within: Filter) -> list[str]:
     return _ids(replace(within, statuses=IN_FLIGHT), Task.dispatched_at, Task.id)
 
 
-def _ids(chosen: Filter, *order: Any) -> list[str]:
-    return [row[0] for row in Task.select(Task.id).where(*queries.conditions(chosen)).order_by(*order).limit(MOST).tuples()]
+def _ids(chosen: Filter, *order: Any, only: Sequence[Any] = ()) -> list[str]:
+    query = Task.select(Task.id).where(*queries.conditions(chosen), *only)
+    return [row[0] for row in query.order_by(*order).limit(MOST).tuples()]
 
 
 def just_ended(within: Filter, limit: int) -> list[str]:

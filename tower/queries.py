@@ -25,6 +25,7 @@ from tower.models import (
     behind,
     first_id,
     in_line,
+    not_yet,
 )
 
 #: The columns of a list: everything but the texts that may be large.
@@ -177,27 +178,36 @@ def dispatched_count(queues: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Ready:
-    """That a queued task's time has come: how long the first of all waits, and whether it is one of those that were asked about."""
+    """Which queued tasks' time has come, and when the next one's will."""
 
-    waits_s: float
+    #: For how long the first of those that may start waits; None if there is none.
+    waits_s: float | None
+    #: Whether one of those that were asked about may.
     is_asked: bool
+    #: In how many seconds the next may; none or less if its time has come and nobody has woken it, None if no time is known.
+    next_s: float | None
 
 
-def ready(asked: Sequence[str] = ()) -> Ready | None:
-    """Return what is ready to start; None if nothing is."""
+def ready(asked: Sequence[str] = ()) -> Ready:
+    """Return what is ready to start."""
     # Else Postgres may go through all that waits for them.
     waits = f"{db.aside('status')} = '{QUEUED}' AND ready_at = 0"
     named = f"EXISTS (SELECT 1 FROM task WHERE {db.among('id', asked)} AND {waits})" if asked else "false"
-    first = f"SELECT {{now}} - queued_at AS waits, {named} AS asked FROM task WHERE {in_line().sql}"
-    found = db.rows(f"{first} ORDER BY rank, id LIMIT 1", asked)
-    return Ready(found[0]["waits"], bool(found[0]["asked"])) if found else None
+    first = f"SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
+    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", asked)
+    return Ready(found["waits"], bool(found["asked"]), found["next"])
+
+
+def _next_time() -> str:
+    return f"(SELECT MIN(ready_at) FROM task WHERE {not_yet().sql})"
 
 
 def is_anything_to_do(queues: Sequence[str]) -> bool:
     """Whether a queued task's time has come, or one of these queues waits for a worker to claim it."""
     handed = f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)}"
     first = f"SELECT id FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
-    return bool(db.rows(f"SELECT 1 AS found WHERE EXISTS ({handed}) OR ({first}) IS NOT NULL", queues))
+    found = f"SELECT 1 AS found WHERE EXISTS ({handed}) OR ({first}) IS NOT NULL OR {_next_time()} <= {{now}}"
+    return bool(db.rows(found, queues))
 
 
 def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:

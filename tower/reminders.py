@@ -42,6 +42,8 @@ def due_to_start() -> Nudge | None:
 def wake() -> bool:
     """Let tasks whose time has come take their places in the queue; return whether there may be more of them."""
     due = Task.select(Task.id).where(not_yet(), Task.ready_at <= db.instant()).order_by(Task.ready_at).limit(_WOKEN)
+    if db.is_postgres():
+        due = due.for_update("FOR UPDATE SKIP LOCKED")
     still = peewee.SQL(f"{db.aside('status')} = '{QUEUED}'"), Task.ready_at <= db.now()
     return bool(Task.update(ready_at=0).where(_among(due), *still).execute() == _WOKEN)
 

@@ -196,7 +196,7 @@ class Sweep:
 
     def _wake(self, look: Look) -> bool:
         """Let tasks start whose time has come, however many have the same."""
-        while look.wakes and not self._stopping.is_set() and db.unit(reminders.wake):
+        while look.wakes and not self._stopping.is_set() and db.unit(reminders.wake, is_promise=False):
             pass
         return look.wakes
 

@@ -229,6 +229,20 @@ def test_the_lowest_limit_of_those_in_flight_counts(dispatcher: Dispatcher) -> N
     assert {r.row(generous)["status"], r.row(more)["status"]} == {DISPATCHED}
 
 
+def test_a_pass_starts_what_has_become_ready_and_knows_when_the_next_does(dispatcher: Dispatcher) -> None:
+    """Without waiting for a sweep, which looks every two seconds: a retry may be due in less."""
+    r.add_worker()
+    now = db.read(db.clock)
+    due, soon = r.insert(not_before=now + 60), r.insert(not_before=now + 30)
+    assert dispatcher.run_pass([soon]) == 0
+    assert 20 < dispatcher.due_s <= 30
+    db.unit(lambda: Task.update(ready_at=now - 1).where(Task.id == due).execute())
+    assert db.read(lambda: queries.is_anything_to_do(["default"]))
+    assert dispatcher.run_pass() == 1
+    assert [r.row(task_id)["status"] for task_id in (due, soon)] == [DISPATCHED, QUEUED]
+    assert 20 < dispatcher.due_s <= 30
+
+
 def test_a_rate_lets_no_more_start_than_its_window_allows(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """When the starts leave the window the next ones follow, and the dispatcher knows when that is."""
     r.add_worker()

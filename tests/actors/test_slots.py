@@ -1,20 +1,22 @@
 """The slots of a worker, beside a dispatcher that nothing wakes but nudges and ends: what is dispatched finds them at once."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import peewee
 import pytest
 from pydantic import BaseModel, ConfigDict
 
 from actors.orchestrator import Dispatcher
-from actors.runner import Runner
+from actors.runner import Runner, _Round
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, queries, sqlite
+from tower import db, lifecycle, queries, sqlite
 from tower.broker import ORCHESTRATE
 from tower.errands import Errand
 from tower.handler import Fail, HandlerType, Registry, TaskContext
@@ -257,3 +259,20 @@ def test_a_beginning_is_on_the_disk_before_it_could_count(
         go_on.set()
         assert _wait_for_ends([one]) == [SUCCEEDED]
     db.close_database()
+
+
+def test_a_claim_that_had_to_be_tried_again_counts_from_its_last_try(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database may have been away for longer than a lease: from the first try on it would be over before it began."""
+    claim_some, tries, clock = lifecycle.claim_some, list[int](), itertools.count(100)
+
+    def fail_first(*arguments: Any) -> Any:
+        tries.append(1)
+        if len(tries) == 1:
+            raise peewee.OperationalError("database is locked")
+        return claim_some(*arguments)
+
+    with _crew(rows, 1) as crew:
+        monkeypatch.setattr(lifecycle, "claim_some", fail_first)
+        monkeypatch.setattr("actors.runner.lease_time", lambda **_: float(next(clock)))
+        [answer] = crew.runner._write([_Round(takes=1)])
+    assert (len(tries), answer.leased_at) == (2, 101.0)

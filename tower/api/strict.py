@@ -10,6 +10,7 @@ from fastapi.params import Query
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from tower import jsontext
 from tower.errors import InvalidTask
@@ -50,7 +51,11 @@ class StrictRoute(APIRoute):
         async def strictly(request: Request) -> Response:
             _refuse_unknown(request.query_params.keys(), known)
             if not takes_body:
-                _refuse_body(await request.body(), known)
+                try:
+                    body = await request.body()
+                except ClientDisconnect:
+                    raise HTTPException(400, "The request ended before its body did.") from None
+                _refuse_body(body, known)
             try:
                 return await handle(_StrictRequest(request.scope, request.receive))
             except _RefusedBody as error:
@@ -70,6 +75,6 @@ def _refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
 
 def _refuse_body(body: bytes, known: Sequence[str]) -> None:
     """Raise InvalidTask for a body that the route would ignore; many clients send an empty object where nothing is asked for."""
-    if body.strip() not in (b"", b"{}", b"null"):
+    if b"".join(body.split()) not in (b"", b"{}", b"null"):
         cure = f"in the query: {', '.join(known)}" if known else "without one"
         raise InvalidTask(f"This takes no body; say what it needs {cure}.", code="invalid_field", field="body")
