@@ -478,7 +478,7 @@ def cancel_all(ids: Sequence[str], by: str | None) -> list[str]:
         record(list(asked), "cancel_requested", data)
     waiting = [task_id for task_id, status in before.items() if status in (QUEUED, DISPATCHED)]
     if waiting:
-        error = {"code": "cancelled", "message": "Cancelled before it started."}
+        error = {"code": "cancelled", "message": "Cancelled while it waited."}
         ended = {"error_code": "cancelled", "error": json.dumps(error), "finished_at": db.now(), "cancel_requested_at": db.now()}
         move(Task.id << waiting, (QUEUED, DISPATCHED), CANCELLED, "cancelled", {**error, **data}, **ended)
     return list(before)
