@@ -294,19 +294,19 @@ class SavedView(Row):
 TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker, ApiKey, Audit, SavedView)
 
 
-def queued() -> SQL:
+def _queued() -> SQL:
     """Return the condition that a task is queued, for a search by another index than that of statuses: very many may be."""
     return likely(f"status = '{QUEUED}'")
 
 
 def in_line() -> SQL:
     """Return the condition that a task is queued and its time has come; those whose time is still to come have an index of their own."""
-    return SQL(f"{queued().sql} AND ready_at = 0")
+    return SQL(f"{_queued().sql} AND ready_at = 0")
 
 
 def not_yet() -> SQL:
     """Return the condition that a task is queued and waits for its time."""
-    return SQL(f"{queued().sql} AND ready_at > 0")
+    return SQL(f"{_queued().sql} AND ready_at > 0")
 
 
 def waiting() -> SQL:

@@ -368,10 +368,15 @@ def progress(task_id: str) -> tuple[str, int]:
     return found
 
 
-def traced_up_to(task_id: str) -> tuple[int, int]:
-    """Return the number of the last event or log chunk that a task's folder tells, and the size of its log then; zeros if it has none."""
-    row = Task.select(Task.traced_seq, Task.traced_bytes).where(Task.id == task_id).tuples().first()
-    return (row[0], row[1]) if row else (0, 0)
+def log_extent(task_id: str) -> tuple[int, int, int]:
+    """Return the number of a task's last event or log chunk, that of the last that its folder tells, and the size of log.txt then.
+
+    Raises NotFound.
+    """
+    row = Task.select(Task.seq, Task.traced_seq, Task.traced_bytes).where(Task.id == task_id).tuples().first()
+    if row is None:
+        raise not_found(task_id)
+    return row[0], row[1], row[2]
 
 
 def kind_and_labels(task_id: str) -> tuple[str, dict[str, str]]:

@@ -34,7 +34,7 @@ _SANDBOX = "sandbox; default-src 'none'; img-src 'self'; style-src 'unsafe-inlin
 
 def send_file(request: Request, path: Path) -> Response:
     """Answer with a file as it is now: what is appended while it is sent is not part of the answer."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")  # noqa: SIM115  # closed when it is sent
+    file = _opened(path)
     info = os.fstat(file.fileno())
     size, etag = info.st_size, f'"{info.st_mtime_ns:x}-{info.st_size:x}"'
     kind, headers = _kind(path.name)
@@ -54,11 +54,16 @@ def send_file(request: Request, path: Path) -> Response:
 
 def beginning(path: Path, size: int) -> Iterator[bytes] | None:
     """Return the first `size` bytes of a file, piece by piece; None if it is shorter."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")  # noqa: SIM115  # closed when they are sent
+    file = _opened(path)
     if os.fstat(file.fileno()).st_size < size:
         file.close()
         return None
     return _pieces(file, 0, size)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Return a file, to be closed when it is sent."""
+    return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
 
 
 def send_pieces(pieces: Iterable[bytes], name: str) -> Response:

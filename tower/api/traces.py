@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
 from itertools import chain
@@ -77,16 +77,17 @@ async def log(
     range_: Range = None,
 ) -> Response:
     """Return the log as it is now, or a byte range of what is traced; or stream it live, each `log` event some lines, `end` the last."""
+    if not follow:
+        return await run_in_threadpool(_whole_log, request, task_id)
     status, seq = await run_in_threadpool(lambda: db.read(lambda: queries.progress(task_id)))
-    if follow:
-        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        lines = _follow(request.app.state.watch, task_id, status, seq, last_event_id or 0)
-        return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
-    return await run_in_threadpool(_whole_log, request, task_id, seq)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+    lines = _follow(request.app.state.watch, task_id, status, seq, last_event_id or 0)
+    return StreamingResponse(lines, media_type="text/event-stream", headers=headers)
 
 
-def _whole_log(request: Request, task_id: str, seq: int) -> Response:
-    traced, size = db.read(lambda: queries.traced_up_to(task_id))
+def _whole_log(request: Request, task_id: str) -> Response:
+    seq, traced, size = db.read(lambda: queries.log_extent(task_id))
+    task = {"id": task_id, "seq": seq}
     try:
         path = trace.find_file(request.app.state.settings.trace_dir, task_id, LOG)
         if traced >= seq or "range" in request.headers:
@@ -94,15 +95,7 @@ def _whole_log(request: Request, task_id: str, seq: int) -> Response:
         told = beginning(path, size)  # the folder lags behind: what it lacks is in the rows
     except NotFound:  # not traced yet, or on a disk that this server does not see: the rows say the same
         told = None
-    pieces = _log_of_rows(task_id, 0, seq) if told is None else chain(told, _log_of_rows(task_id, traced, seq))
-    return send_pieces(pieces, LOG)
-
-
-def _log_of_rows(task_id: str, after: int, seq: int) -> Iterator[bytes]:
-    """Yield the log from behind `after` up to `seq`, a few entries at a time: it may be larger than what the server can hold."""
-    while entries := db.read(partial(_entries, task_id, seq, after)):
-        after = entries[-1]["seq"]
-        yield trace.render_log(entries).encode()
+    return send_pieces(trace.log_pieces(task, 0) if told is None else chain(told, trace.log_pieces(task, traced)), LOG)
 
 
 def _entries(task_id: str, seq: int, after: int) -> list[dict[str, Any]]:
