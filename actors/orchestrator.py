@@ -138,18 +138,18 @@ class Dispatcher:
                 self._nudger.send(handler_actor(nudge.type), nudge.id)
 
     def _is_needed(self) -> bool:
-        return any(self._walk())
+        return any(self._walk(Walk(load.read(self._settings.lease_s, self._ahead))))
 
     def _decide(self) -> list[Nudge]:
         db.lock_for_dispatch()
-        picked = [task_id for page in self._walk() for task_id in page]
+        begin, [lanes] = load.read_beside(self._settings.lease_s, self._ahead, _lanes())
+        picked = [task_id for page in self._walk(Walk(begin, lanes)) for task_id in page]
         started = lifecycle.dispatch(picked) if picked else []
         fault("dispatch.before_commit")
         return started
 
-    def _walk(self) -> Iterator[list[str]]:
+    def _walk(self, walk: "Walk") -> Iterator[list[str]]:
         """Yield, page by page, which tasks may start; note when a rate frees one that may not."""
-        walk = Walk(load.read(self._settings.lease_s, self._ahead))
         while walk.goes_on:
             yield walk.step()
             if walk.frees_at is not None:
@@ -163,8 +163,10 @@ class Walk:
     The load only grows meanwhile, so what could not start once cannot start later in the walk either: one is enough.
     """
 
-    def __init__(self, begin: Load) -> None:
+    def __init__(self, begin: Load, lanes: Sequence[Row] | None = None) -> None:
         self.load = begin
+        #: The first task of each lane, if they have been asked for already.
+        self._lanes = lanes
         #: When the first of the rates frees that hold up a task.
         self.frees_at: float | None = None
         self._is_first = True
@@ -199,7 +201,7 @@ class Walk:
         Tasks of a lane are restricted alike, so no more of it than these can start, and one that is left tells what the others wait for.
         A crowd behind one full key or rate thus costs one look.
         """
-        lanes = _lanes(LANES + 1)
+        lanes = db.rows(_lanes()) if self._lanes is None else self._lanes
         if len(lanes) > LANES:
             return None
         load.add_starts(self.load, lanes)
@@ -207,8 +209,10 @@ class Walk:
         wanted = {row["lane"]: count for row in lanes if (count := openings(row, self.load)) > 0}
         if sum(wanted.values()) > _MOST_HEADS:
             return None
-        of_lane = _OF_LANE.format(in_line=in_line().sql)
-        rows = [row for lane, count in wanted.items() for row in db.rows(of_lane, [lane, count + 1])]
+        of_lane = _OF_LANE.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME)
+        rows = [row for row in lanes if row["lane"] in wanted and row["is_alone"]]
+        for lane in wanted.keys() - {row["lane"] for row in rows}:
+            rows += db.rows(of_lane, [lane, wanted[lane] + 1])
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
 
     def _waiting(self) -> Any:
@@ -252,13 +256,12 @@ WITH RECURSIVE head(id) AS (
         ORDER BY lane, rank, id LIMIT 1
     ) FROM head WHERE head.id IS NOT NULL
 )
-SELECT {names}, lane FROM task WHERE {chosen}
+SELECT {names}, lane, {in_time} AND NOT EXISTS (
+    SELECT 1 FROM task AS other WHERE {in_line} AND other.lane = task.lane AND (other.rank, other.id) > (task.rank, task.id)
+) AS is_alone FROM task WHERE {chosen}
 """
 #: The first tasks of one lane.
-_OF_LANE = f"""
-SELECT {load.NAMES} FROM task
-WHERE {{in_line}} AND (expires_at IS NULL OR expires_at > {{{{now}}}}) AND lane = ? ORDER BY rank, id LIMIT ?
-"""
+_OF_LANE = f"SELECT {load.NAMES} FROM task WHERE {{in_line}} AND {{in_time}} AND lane = ? ORDER BY rank, id LIMIT ?"
 
 
 def _idle_workers(lease_s: float) -> Counter[str]:
@@ -273,7 +276,7 @@ WHERE beat_at > {{now}} - ? AND slots > coalesce(busy, 0)
 """
 
 
-def _lanes(most: int) -> list[dict[str, Any]]:
-    """Return the first task of each lane in which one waits, of so many lanes."""
-    chosen = db.found("id", f"SELECT id FROM head WHERE id IS NOT NULL LIMIT {most}")
-    return db.rows(_HEADS.format(in_line=in_line().sql, chosen=chosen, names=load.NAMES))
+def _lanes() -> str:
+    """Return the SELECT of the first task of each lane, and whether it is the only one there; of one lane more than are looked at."""
+    chosen = db.found("id", f"SELECT id FROM head WHERE id IS NOT NULL LIMIT {LANES + 1}")
+    return _HEADS.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME, chosen=chosen, names=load.NAMES)

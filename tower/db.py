@@ -336,8 +336,7 @@ def lock_for_dispatch() -> None:
     Its commit does not wait for the disk: whatever comes of a decision does, and is behind it in the log.
     """
     if is_postgres():  # in SQLite BEGIN IMMEDIATE has done it
-        lasts = "set_config('synchronous_commit', 'off', true)"
-        database.execute_sql(f"SELECT pg_advisory_xact_lock(%s), {lasts}", (_MIGRATION_LOCK + 1,))
+        database.obj.send_ahead(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK + 1}), set_config('synchronous_commit', 'off', true)")
 
 
 #: Runs a SELECT and yields its rows, a few held in memory at a time.

@@ -194,13 +194,13 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
 
 def claim_some(worker_id: str, token: str, most: int, queues: Sequence[str]) -> list[Claim]:
     """Lease the first dispatched tasks of these queues, in their order; see `claim`."""
-    first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)} AND {_IN_TIME} ORDER BY rank, id LIMIT ?"
+    first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)} AND {IN_TIME} ORDER BY rank, id LIMIT ?"
     chosen = db.found("id", f"{first} FOR UPDATE SKIP LOCKED" if db.is_postgres() else first)
     return _claim(worker_id, token, chosen, [*queues, most])
 
 
 #: A task may still start: its `expires_at` has not passed.
-_IN_TIME = "(expires_at IS NULL OR expires_at > {now})"
+IN_TIME = "(expires_at IS NULL OR expires_at > {now})"
 
 
 def _claim(worker_id: str, token: str, where: str, values: Sequence[Any]) -> list[Claim]:
@@ -210,7 +210,7 @@ def _claim(worker_id: str, token: str, where: str, values: Sequence[Any]) -> lis
         "started",
         {"worker": worker_id},
         sets="attempt = attempt + 1, worker_id = ?, claim_token = ?, beat = beat + 1, started_at = {now}, cancel_requested_at = NULL",
-        where=f"{where} AND {_IN_TIME}",
+        where=f"{where} AND {IN_TIME}",
         values=[worker_id, token, *values],
         returning=("rank", *_CLAIMED),
     )

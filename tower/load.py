@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from tower import db
 from tower.decision import PREFETCH, Limits, Load, Place, Row, measure, rate_of
@@ -19,9 +20,16 @@ _LIMITS = ("max_running", "rate_limit", "rate_per_s", "paused_at", "paused_by", 
 
 def read(lease_s: float = 30.0, prefetch: float = PREFETCH) -> Load:
     """Return the load now on the workers that beat within the lease, without the starts of any rate; see `measure`."""
-    now, (workers, in_flight, rules) = db.several([_WORKERS.format(lease_s=float(lease_s)), _IN_FLIGHT, "SELECT * FROM rule"])
+    return read_beside(lease_s, prefetch)[0]
+
+
+def read_beside(lease_s: float, prefetch: float, *statements: str) -> tuple[Load, list[list[dict[str, Any]]]]:
+    """Return the load, as `read` does, and what some SELECTs find on the same way."""
+    asked = [_WORKERS.format(lease_s=float(lease_s)), _IN_FLIGHT, "SELECT * FROM rule", *statements]
+    now, (workers, in_flight, rules, *found) = db.several(asked)
     limits = {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in rules}
-    return measure(now, ({**worker, "queues": json.loads(worker["queues"])} for worker in workers), in_flight, limits, prefetch)
+    served = ({**worker, "queues": json.loads(worker["queues"])} for worker in workers)
+    return measure(now, served, in_flight, limits, prefetch), found
 
 
 def paused() -> set[Place]:

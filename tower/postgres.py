@@ -1,4 +1,4 @@
-"""Postgres as the tower uses it: statements are prepared, and an event loop waits for one connection by itself."""
+"""Postgres as the tower uses it: statements are prepared, few ways are gone, and an event loop waits for one connection by itself."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.pool import PooledPostgresqlDatabase
-from psycopg2.extensions import POLL_OK, POLL_WRITE
+from psycopg2.extensions import POLL_OK, POLL_WRITE, TRANSACTION_STATUS_IDLE
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ class Session(psycopg2.extensions.connection):
         super().__init__(*arguments, **options)
         self._prepared: dict[str, str] = {}
         self.used_at = time.monotonic()
+        #: What is to be sent before the next statement, with it.
+        self.ahead = ""
 
     def spell(self, statement: str, values: Sequence[Any]) -> tuple[str | None, str]:
         """Return what has to be prepared first, if anything, and how a statement is sent with these values.
@@ -94,6 +96,45 @@ class Postgres(PooledPostgresqlDatabase):
     def _close(self, conn: Session, close_conn: bool = False) -> None:
         conn.used_at = time.monotonic()
         super()._close(conn, close_conn)
+
+    def begin(self) -> None:
+        """Begin a transaction, with its first statement: a way of its own would cost as much as to find a row."""
+        session: Session = self.connection()
+        session.ahead = "BEGIN; "
+
+    def send_ahead(self, statement: str) -> None:
+        """Let a statement run before the next one of this thread, sent with it; nobody sees what it returns."""
+        session: Session = self.connection()
+        session.ahead += f"{statement}; "
+
+    def execute_sql(self, sql: str, params: Any = None) -> Any:
+        """Run a statement, and before it what was to be sent ahead of it."""
+        session: Session = self.connection()
+        ahead, session.ahead = session.ahead, ""
+        try:
+            return super().execute_sql(ahead + sql, params)
+        except BaseException:
+            if session.get_transaction_status() == TRANSACTION_STATUS_IDLE:  # it was not even begun
+                session.ahead = ahead
+            raise
+
+    def commit(self) -> None:
+        """Commit the transaction, if anything was done in it."""
+        if not self._is_untouched():
+            super().commit()
+
+    def rollback(self) -> None:
+        """Undo the transaction, if anything was done in it."""
+        if not self._is_untouched():
+            super().rollback()
+
+    def _is_untouched(self) -> bool:
+        """Whether the transaction has not been begun for want of a statement; then it never will be."""
+        session: Session | None = self._state.conn
+        if session is None or not session.ahead:
+            return False
+        session.ahead = ""
+        return True
 
     def run(self, statement: str, values: Sequence[Any]) -> Any:
         """Run a statement with a question mark for each value; see `Session.spell`."""

@@ -251,38 +251,43 @@ def to_trace(ids: Sequence[str]) -> dict[str, Told]:
     """Return what the folders of tasks are written from; tasks that are gone are missing."""
     if not ids:
         return {}
-    tasks = {row["id"]: row for row in db.rows(f"SELECT * FROM task WHERE {db.among('id', ids)}", ids)}
-    events = _by_task(db.rows(f"SELECT * FROM task_event WHERE {db.among('task_id', ids)} ORDER BY seq", ids))
-    for task_id, task in tasks.items():
-        events[task_id] = [event for event in events[task_id] if event["seq"] <= task["seq"]]
-    unread = {task_id: _unread(task, events[task_id]) for task_id, task in tasks.items()}
-    few = [task_id for task_id, count in unread.items() if 0 < count <= _FEW]
-    chunks = _by_task(_chunks({task_id: tasks[task_id]["traced_seq"] for task_id in few}))
-    kept = _by_task(_artifacts([task_id for task_id, task in tasks.items() if task["status"] in FINAL]))
+    tasks = {row["id"]: row for row in db.rows(_TO_TRACE.format(named=db.among("id", ids)), ids)}
+    few = {task_id: task["traced_seq"] for task_id, task in tasks.items() if task["chunks"] <= _FEW}
+    entries = _by_task(_entries(few) + _events([task_id for task_id in tasks if task_id not in few]))
+    kept = _by_task(_artifacts([task_id for task_id, task in tasks.items() if task["has_artifacts"] and task["status"] in FINAL]))
     told: dict[str, Told] = {}
     for task_id, task in tasks.items():
-        new = [*chunks[task_id], *events[task_id]]
-        news = sorted((entry for entry in new if task["traced_seq"] < entry["seq"] <= task["seq"]), key=lambda entry: entry["seq"])
+        until = [entry for entry in entries[task_id] if entry["seq"] <= task["seq"]]  # more may have come since
         told[task_id] = {
             "task": task,
-            "events": events[task_id],
-            "news": news if unread[task_id] <= _FEW else None,
+            "events": [entry for entry in until if entry["kind"]],
+            "news": [entry for entry in until if entry["seq"] > task["traced_seq"]] if task_id in few else None,
             "artifacts": [(row["name"], row["count"]) for row in kept[task_id]],
         }
     return told
 
 
-def _unread(task: dict[str, Any], events: list[dict[str, Any]]) -> int:
-    """Return how many log chunks of a task are not in its folder yet: numbers that no event has."""
-    told: int = sum(event["seq"] > task["traced_seq"] for event in events)
-    return int(task["seq"] - task["traced_seq"]) - told
+#: Tasks, how many log chunks of each are not in its folder yet, and whether it left files.
+_TO_TRACE = """
+SELECT task.*, (SELECT COUNT(*) FROM task_log WHERE task_id = task.id AND task_log.seq > traced_seq) AS chunks,
+    EXISTS (SELECT 1 FROM task_artifact WHERE task_id = task.id) AS has_artifacts
+FROM task WHERE {named}
+"""
+_EVENTS = "SELECT task_id, seq, attempt, at, kind, data, NULL AS text FROM task_event"
 
 
-def _chunks(after: dict[str, int]) -> list[dict[str, Any]]:
+def _entries(after: dict[str, int]) -> list[dict[str, Any]]:
+    """Return, in order, the events of tasks, and of each the log chunks behind a number."""
     if not after:
         return []
-    given, values = db.listed(list(after.items()))
-    return db.rows(f"SELECT task_log.* FROM task_log JOIN {given} ON task_id = column1 AND seq > CAST(column2 AS integer)", values)
+    given, numbers = db.listed(list(after.items()))
+    chunks = f"SELECT task_id, seq, attempt, NULL, NULL, NULL, text FROM task_log JOIN {given}"
+    both = f"{_EVENTS} WHERE {db.among('task_id', [*after])} UNION ALL {chunks} ON task_id = column1 AND seq > CAST(column2 AS integer)"
+    return db.rows(f"{both} ORDER BY seq", [*after, *numbers])
+
+
+def _events(ids: Sequence[str]) -> list[dict[str, Any]]:
+    return db.rows(f"{_EVENTS} WHERE {db.among('task_id', ids)} ORDER BY seq", ids) if ids else []
 
 
 def _artifacts(ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -128,7 +128,7 @@ def log_line(at: float, attempt: int, text: str) -> str:
 
 def render_log(entries: Iterable[dict[str, Any]]) -> str:
     """Return log.txt, or the part of it that these events and log chunks make, in the order given."""
-    return "".join(entry["text"] if "text" in entry else _event_line(entry) for entry in entries)
+    return "".join(_event_line(entry) if entry.get("text") is None else entry["text"] for entry in entries)
 
 
 def log_pieces(task: dict[str, Any], after: int) -> Iterator[bytes]:
