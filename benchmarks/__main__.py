@@ -34,7 +34,7 @@ def all_of(asked: argparse.Namespace) -> dict[str, Callable[[Stack], Figures]]:
         "connections": lambda stack: measures.connections(stack, asked.tasks),
         "batches": lambda stack: measures.batches(stack, asked.tasks),
         "latency": measures.latency,
-        "many_clients": measures.many_clients,
+        "many_clients": lambda stack: measures.many_clients(stack, asked.tasks),
         "idle": measures.idle,
         "backlog": lambda stack: scale.backlog(stack, asked.waiting),
         "history": lambda stack: scale.history(stack, asked.finished, asked.tasks),

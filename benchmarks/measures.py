@@ -75,10 +75,22 @@ def latency(stack: Stack, tasks: int = 200, *, is_warm: bool = False) -> Figures
     return {**spread(times), "p50 ms with the POST": spread(whole)["p50 ms"]}
 
 
-def many_clients(stack: Stack, requests: int = 3000, clients: int = 64) -> Figures:
-    """POSTs a second of clients at once, and milliseconds of each; the tasks are for later, so that nothing else is at work."""
+def many_clients(stack: Stack, requests: int, clients: int = 64) -> Figures:
+    """POSTs a second of clients at once, and milliseconds of each, and those of a bare FastAPI on the same database.
+
+    The tasks are for later, so that nothing else is at work.
+    """
+    body = {**_SPEC, "not_before": "2500-01-01T00:00:00Z"}
+    ours, bare = _paced(stack.port, body, requests, clients), _paced(stack.open_bare(), body, requests, clients)
+    beside = {f"{name}, a bare FastAPI": value for name, value in bare.items()}
+    return {**ours, **beside, "ratio": round(ours["requests/s"] / bare["requests/s"], 2)}
+
+
+def _paced(port: int, body: dict[str, object], requests: int, clients: int) -> Figures:
+    """Post once every client has been answered, which opens connections and threads; return POSTs a second and milliseconds of each."""
+    _post_at_once(port, body, clients, clients)
     times = list[float]()
-    seconds = timed(lambda: times.extend(_post_at_once(stack.port, {**_SPEC, "not_before": "2500-01-01T00:00:00Z"}, requests, clients)))
+    seconds = timed(lambda: times.extend(_post_at_once(port, body, requests, clients)))
     return {"requests/s": round(len(times) / seconds, 1), **spread(times)}
 
 

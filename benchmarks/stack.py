@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,14 @@ class Stack:
         self._started.append(started)
         self.processes[name] = psutil.Process(started.pid)
 
+    def open_bare(self) -> int:
+        """Start a bare FastAPI on a database like the tower's; return its port."""
+        url, port = self.environment["DATABASE_URL"].replace("/tower.db", "/bare.db"), free_port()
+        self.environment["BARE_DATABASE_URL"] = url
+        self._start("bare", [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", "--port", str(port), "--log-level", "warning"])
+        wait_for("the bare FastAPI", lambda: _listens(port), 30)
+        return port
+
     def _slots(self) -> int:
         try:
             return int(self.client.get("/health/ready").json()["slots"])
@@ -160,6 +169,14 @@ def _cpu_s(process: psutil.Process) -> float:
             continue
         total += times.user + times.system
     return total
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def file_ms() -> float:
