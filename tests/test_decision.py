@@ -23,6 +23,7 @@ from tower.decision import (
     choose,
     measure,
     obstacle,
+    obstacles,
     openings,
 )
 
@@ -280,6 +281,20 @@ def test_of_those_with_one_chance_left_one_runs_at_a_time() -> None:
     for free in (*alike, row(2, losses=2, queue="b")):
         assert obstacle(free, load) is None
     assert choose([row(n, losses=2) for n in range(3)], measure(0.0, [{"slots": 8, "queues": ["a"]}], [], {}))[0] == ["000"]
+
+
+def test_all_obstacles_are_told_the_first_of_them_first() -> None:
+    """Who takes one away knows what is left."""
+    rules = {(TOWER, ""): Limits(paused_at=1.0, max_running=1), (KEY, "k"): Limits(paused_at=2.0), (TYPE, "echo"): Limits(max_running=1)}
+    load = measure(100.0, [{"slots": 1, "queues": ["b"]}], grouped([row(1, queue="b", concurrency_key="k")]), rules)
+    load.starts["r"] = [99.0]
+    restricted = row(2, ready_at=200.0, concurrency_key="k", rate_key="r", rate_limit=1, rate_per_s=10.0)
+    found = list(obstacles(restricted, load))
+    assert [one.reason for one in found] == [
+        *("not_before", "paused", "paused", "concurrency_key", "rate_limit", "type_limit", "tower_limit", "no_worker"),
+    ]
+    assert [one.place for one in found[1:3]] == [(TOWER, ""), (KEY, "k")]
+    assert obstacle(restricted, load) == found[0]
 
 
 def test_a_full_tower_says_so_last() -> None:

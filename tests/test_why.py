@@ -126,6 +126,27 @@ def test_a_pause_tells_who_and_why_and_how_to_end_it() -> None:
     assert told["estimate"]["message"] == "queue default is paused, and nobody knows until when"
 
 
+def test_each_pause_is_told_and_what_comes_after_them() -> None:
+    """Who ends one of them knows what else there is to do."""
+    r.add_worker()
+    holder = r.running(concurrency_key="k")
+    for kind, name in (("tower", ""), ("type", "echo")):
+        rule(kind, name, paused_at=0.0)
+    told = explain(r.insert(concurrency_key="k"))
+    since = "is paused since 1970-01-01T00:00:00.000Z"
+    assert told["reason"] == "paused"
+    assert re.fullmatch(rf"the tower {since}; then type echo {since}; then key k held by {holder.id}, running .* s", told["summary"])
+    assert [link["frees"] for link in told["chain"][:2]] == [f"when it is resumed: tower resume{what}" for what in ("", " type echo")]
+
+
+def test_of_a_time_to_come_only_what_somebody_has_to_end_is_told_beside_it() -> None:
+    """Who holds its key now will long have ended, but a pause ends by nobody's clock."""
+    r.running(concurrency_key="k")
+    rule("key", "k", paused_at=0.0)
+    told = explain(r.insert(not_before=now() + 7200, concurrency_key="k", queue="gpu"))
+    assert [link["reason"] for link in told["chain"]] == ["not_before", "paused", "no_worker"]
+
+
 def test_a_rate_tells_when_its_window_frees() -> None:
     """To the moment."""
     r.add_worker()

@@ -6,7 +6,7 @@ reason that is shown is the true one.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -165,16 +165,26 @@ def choose(candidates: Iterable[Row], load: Load) -> tuple[list[str], Load]:
 
 def obstacle(row: Row, load: Load) -> Obstacle | None:
     """Return why a queued task cannot start under this load; None if it can."""
+    return next(obstacles(row, load), None)
+
+
+def obstacles(row: Row, load: Load) -> Iterator[Obstacle]:
+    """Yield all that keeps a queued task from starting under this load."""
     if row["ready_at"] > load.now:
-        return Obstacle(RETRY_BACKOFF if row["attempt"] else NOT_BEFORE, until=row["ready_at"])
-    return (
-        _pause(row, load)
-        or _quarantine(row, load)
-        or _key_limit(row, load)
-        or _rate_limit(row, load)
-        or _limit(row, load)
-        or _slot(row, load)
-    )
+        yield Obstacle(RETRY_BACKOFF if row["attempt"] else NOT_BEFORE, until=row["ready_at"])
+    for place in _places(row):
+        if load.rule(*place).paused_at is not None:
+            yield Obstacle(PAUSED, place)
+    for found in (_quarantine(row, load), _key_limit(row, load), _rate_limit(row, load)):
+        if found:
+            yield found
+    for reason, place, (limit, count) in _uses(row, load):
+        if limit is not None and count >= limit:
+            yield Obstacle(reason, place, limit, count)
+    if row["queue"] not in load.queues:
+        yield Obstacle(NO_WORKER, (QUEUE, row["queue"]))
+    elif load.room <= 0 or load.queues[row["queue"]] <= 0:
+        yield Obstacle(NO_FREE_SLOT, (QUEUE, row["queue"]))
 
 
 def openings(row: Row, load: Load) -> int:
@@ -216,10 +226,6 @@ def _places(row: Row) -> list[Place]:
     return places
 
 
-def _pause(row: Row, load: Load) -> Obstacle | None:
-    return next((Obstacle(PAUSED, place) for place in _places(row) if load.rule(*place).paused_at is not None), None)
-
-
 def _quarantine(row: Row, load: Load) -> Obstacle | None:
     """One at a time in a queue: so a task that takes its worker down every time does not end those that were beside it each time."""
     place = (QUARANTINE, row["queue"])
@@ -259,24 +265,10 @@ def _within(rate: tuple[str, int, float], load: Load) -> list[float]:
     return sorted(at for at in load.starts.get(key, ()) if abs(load.now - at) < per_s)
 
 
-def _limit(row: Row, load: Load) -> Obstacle | None:
-    for reason, place, (limit, count) in _uses(row, load):
-        if limit is not None and count >= limit:
-            return Obstacle(reason, place, limit, count)
-    return None
-
-
 def _uses(row: Row, load: Load) -> list[tuple[str, Place, tuple[int | None, int]]]:
     """Return how many tasks may be in flight of its type, in its queue and in all, None if nobody has said so, and how many are."""
     named = ((TYPE_LIMIT, (TYPE, row["type"])), (QUEUE_LIMIT, (QUEUE, row["queue"])), (TOWER_LIMIT, (TOWER, "")))
     return [(reason, place, (load.rule(*place).max_running, load.running[place])) for reason, place in named]
-
-
-def _slot(row: Row, load: Load) -> Obstacle | None:
-    place = (QUEUE, row["queue"])
-    if row["queue"] not in load.queues:
-        return Obstacle(NO_WORKER, place)
-    return Obstacle(NO_FREE_SLOT, place) if load.room <= 0 or load.queues[row["queue"]] <= 0 else None
 
 
 def _is_full(count: int, *limits: int | None) -> bool:

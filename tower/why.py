@@ -29,6 +29,7 @@ from tower.decision import (
     has_last_chance,
     measure,
     obstacle,
+    obstacles,
 )
 from tower.estimate import play
 from tower.models import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, SUCCEEDED, Task, Worker, in_line
@@ -76,8 +77,8 @@ def why(task_id: str, lease_s: float) -> dict[str, Any]:
     if row["status"] == DISPATCHED:
         chain = [_is_handed_out(row, now)]
     else:
-        found = obstacle(row, now)
-        told["reason"] = found.reason if found else None
+        found = list(obstacles(row, now))
+        told["reason"] = found[0].reason if found else None
         chain = _chain(row, found, now, workers, ahead)
     if row["expires_at"] is not None:
         chain.append(_expires(row, now))
@@ -114,11 +115,11 @@ def _expires(row: Row, now: Load) -> Link:
     return Link("expires", message if left > 0 else "its time is over, it is given up any moment", "nothing: a task keeps its expires_at")
 
 
-def _chain(row: Row, found: Obstacle | None, now: Load, workers: Sequence[Row], ahead: int) -> list[Link]:
-    if found is None and not ahead:
+def _chain(row: Row, found: Sequence[Obstacle], now: Load, workers: Sequence[Row], ahead: int) -> list[Link]:
+    if not found and not ahead:
         return [Link("next", "nothing holds it up, the next look at the queue starts it", "the orchestrator actor's next pass")]
-    chain = _obstacle(row, found, now) if found and found.reason != NO_FREE_SLOT else []
-    if found and found.reason in (NOT_BEFORE, RETRY_BACKOFF, NO_WORKER):
+    chain = [link for one in _lasting(found) for link in _obstacle(row, one, now)]
+    if any(one.reason in (NOT_BEFORE, RETRY_BACKOFF, NO_WORKER) for one in found):
         return chain
     if ahead:
         chain.append(Link("ahead", f"{ahead} ahead of it in queue {row['queue']}", "they start before it if they may"))
@@ -127,6 +128,13 @@ def _chain(row: Row, found: Obstacle | None, now: Load, workers: Sequence[Row], 
         full = Link(NO_FREE_SLOT, f"all {slots} slots for queue {row['queue']} are taken", "when a task ends, or workers are added")
         chain.insert(len(chain) if chain and chain[0].reason != "ahead" else 0, full)
     return chain
+
+
+def _lasting(found: Sequence[Obstacle]) -> list[Obstacle]:
+    """Return what is to be told: of a task whose time is still to come, beside that, only what somebody has to end."""
+    if any(one.reason in (NOT_BEFORE, RETRY_BACKOFF) for one in found):
+        return [one for one in found if one.reason in (NOT_BEFORE, RETRY_BACKOFF, PAUSED, NO_WORKER)]
+    return [one for one in found if one.reason != NO_FREE_SLOT]
 
 
 def _obstacle(row: Row, found: Obstacle, now: Load) -> list[Link]:
@@ -192,10 +200,10 @@ def _called(place: Place) -> str:
 
 
 def _summed(chain: Sequence[Link]) -> list[str]:
-    """Return the messages of a chain, of several holders the first and how many there are beside it."""
-    told: dict[str, list[str]] = {}
+    """Return the messages of a chain, of several holders of one limit the first and how many there are beside it."""
+    told: dict[tuple[str, str], list[str]] = {}
     for link in chain:
-        told.setdefault(link.reason, []).append(link.message)
+        told.setdefault((link.reason, "" if link.task_id else link.message), []).append(link.message)
     return [texts[0] + (f" and {len(texts) - 1} more" if len(texts) > 1 else "") for texts in told.values()]
 
 
