@@ -47,11 +47,11 @@ class Dispatcher:
         self._offer = offer
         #: Returns how many short tasks a slot has ended since this was asked last.
         self._turnover = turnover
-        #: How many tasks may wait at the workers, per slot: those that will end before there is another pass.
-        self._ahead = PREFETCH
         self._was_of_use = False
         #: Whether the last pass found no room for more: then every end of a task makes some.
         self._was_cut_short = False
+        #: When the last pass found nothing that waits; who asks a while after that most likely speaks of a new task.
+        self._idle_since = math.inf
         self._turn = threading.Lock()
         self._asked: deque[str] = deque()
         #: When, on our own clock, a pass is due though nobody asks.
@@ -89,18 +89,26 @@ class Dispatcher:
         Who is asked because of tasks that have ended leaves what has just come to whoever is asked because of that.
         """
         self._due_at = None
+        # To look first, whether anything may start, is worth a way of its own only where passes follow one another.
+        begun = self._begin(PREFETCH) if asked and time.monotonic() - self._idle_since > _NEW_S else 0
         ready = self._ready(asked[-_MOST_ASKED:])
+        self._idle_since = math.inf if ready.waits_s is not None else time.monotonic()
         if ready.waits_s is None:
             self._turnover()  # what ended while nothing waited says little of what comes
-            return 0
+            return begun
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
             self._be_due(_NEW_S)
-            return 0
-        self._ahead = min(max(PREFETCH, self._turnover()), _MOST_AHEAD)
+            return begun
+        # Those may wait at the workers, per slot, that will end before there is another pass.
+        ahead = min(max(PREFETCH, self._turnover()), _MOST_AHEAD)
         # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
-        if not self._was_of_use and not db.read(self._is_needed, in_turn=True):
-            return 0
-        chosen = db.unit(self._decide, is_promise=False)
+        if not self._was_of_use and not db.read(partial(self._is_needed, ahead), in_turn=True):
+            return begun
+        return begun + self._begin(ahead)
+
+    def _begin(self, ahead: float) -> int:
+        """Mark as dispatched what may start now, and have it started; so many tasks may wait at the workers, per slot."""
+        chosen = db.unit(partial(self._decide, ahead), is_promise=False)
         self._was_of_use = bool(chosen)
         fault("dispatch.after_commit")
         self._deliver(chosen)
@@ -137,12 +145,12 @@ class Dispatcher:
                 idle[nudge.queue] -= 1
                 self._nudger.send(handler_actor(nudge.type), nudge.id)
 
-    def _is_needed(self) -> bool:
-        return any(self._walk(Walk(load.read(self._settings.lease_s, self._ahead))))
+    def _is_needed(self, ahead: float) -> bool:
+        return any(self._walk(Walk(load.read(self._settings.lease_s, ahead))))
 
-    def _decide(self) -> list[Nudge]:
+    def _decide(self, ahead: float) -> list[Nudge]:
         db.lock_for_dispatch()
-        begin, [lanes] = load.read_beside(self._settings.lease_s, self._ahead, _lanes())
+        begin, [lanes] = load.read_beside(self._settings.lease_s, ahead, _lanes())
         picked = [task_id for page in self._walk(Walk(begin, lanes)) for task_id in page]
         started = lifecycle.dispatch(picked) if picked else []
         fault("dispatch.before_commit")

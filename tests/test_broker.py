@@ -11,6 +11,7 @@ import pytest
 
 from tests.servers import Redis, free_port, wait_for
 from tower.broker import Nudger, open_broker
+from tower.errands import Errand
 from tower.settings import Settings
 
 
@@ -71,6 +72,27 @@ def test_an_idle_worker_waits_inside_redis_and_keeps_the_order(redis_server: Red
     assert done.wait(10)
     worker.stop()
     assert heard == [str(number) for number in range(30)]
+
+
+def test_a_nudge_for_a_thread_of_this_process_goes_straight_there(redis_server: Redis) -> None:
+    """Not by way of dramatiq's threads; what is no nudge is left to them."""
+    broker = open_broker(Settings(redis_url=redis_server.url()))
+    redis, heard, asked = broker.client, list[str](), list[str]()  # type: ignore[attr-defined]
+    listen(broker, heard, 2)
+    errand = Errand("ear", asked.extend)
+    errand.start()
+    nudger = Nudger(broker)
+    nudger.send("ear", "task")
+    for wrong in ((), ("a", "b"), (1,)):
+        broker.get_actor("ear").send(*wrong)
+    nudger.deliver_here("ear", errand)
+    worker = dramatiq.Worker(broker, worker_threads=1)
+    worker.start()
+    wait_for("the nudge", lambda: asked == ["task"], 10)
+    wait_for("all to be acknowledged", lambda: not redis.hlen("tower:ears.msgs"), 10)
+    assert heard == [1]
+    worker.stop()
+    errand.stop()
 
 
 def test_an_idle_consumer_says_now_and_then_that_it_lives(own_redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,16 @@ class _WakingConsumer(_RedisConsumer):
                 return None
             if not self.message_cache:
                 return None
-        return super().__next__()  # type: ignore[no-untyped-call]
+        return self._given_here(super().__next__())  # type: ignore[no-untyped-call]
+
+    def _given_here(self, message: Any) -> Any:
+        """Give a nudge to the thread here that answers it, to which those of dramatiq would only pass it on; return every other one."""
+        errand = self.broker.errands.get(message.actor_name) if message else None
+        if errand is None or not (len(message.args) == 1 and isinstance(message.args[0], str)):
+            return message
+        errand.ask(message.args[0])
+        self.ack(message)
+        return None
 
     # A nudge that stays unacknowledged comes again one day, which is harmless; to insist would hold up the worker's threads.
 
@@ -167,6 +176,8 @@ class _WakingRedisBroker(RedisBroker):
         self.outage = _outage()
         #: Queues whose messages are of use only to a process with room for a task, and whether this one has some.
         self.room: dict[str, Callable[[], bool]] = {}
+        #: Actors at work in this process, by name.
+        self.errands: dict[str, Errand] = {}
 
     def declare_queue(self, queue_name: str) -> None:
         """Declare a queue, and no second one for delayed messages: nothing here is ever delayed."""

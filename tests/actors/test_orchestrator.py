@@ -311,7 +311,7 @@ def test_a_crowd_behind_full_keys_and_rates_is_not_walked_through(
     """What is known to be full is left to the database: the tasks looked at do not grow with the crowd."""
     monkeypatch.setattr(orchestrator, "LANES", lanes)
     monkeypatch.setattr(orchestrator, "PAGE", 5)
-    monkeypatch.setattr(dispatcher, "_is_needed", lambda: True)
+    monkeypatch.setattr(dispatcher, "_is_needed", lambda _: True)
     pages, page = [], orchestrator.Walk._page
     monkeypatch.setattr(orchestrator.Walk, "_page", lambda walk: pages.append(1) or page(walk))
     r.add_worker()
@@ -348,6 +348,32 @@ def test_lanes_pages_and_one_look_at_all_decide_alike(rows: Settings, monkeypatc
 
     by_lanes, by_pages, at_once = (db.read(partial(decide, lanes, page)) for lanes, page in ((100, 5), (0, 5), (0, 1000)))
     assert by_lanes == by_pages == at_once != []
+
+
+def test_who_asks_after_a_quiet_moment_is_not_asked_back_what_there_is(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new task starts at once; whether more waits is looked at after that. While passes follow each other, it is before."""
+    r.add_worker(slots=9)
+    looks, ready = list[str](), queries.ready
+
+    def looked(asked: Any) -> Any:
+        looks.append(r.row(new)["status"])
+        return ready(asked)
+
+    monkeypatch.setattr(queries, "ready", looked)
+    new = r.insert()
+    assert dispatcher.run_pass([new]) == 1
+    new = r.insert()
+    assert dispatcher.run_pass([new]) == 1
+    assert dispatcher.run_pass([new]) == 0
+    assert looks == [QUEUED, QUEUED, DISPATCHED]
+
+    monkeypatch.setattr(orchestrator, "_NEW_S", -1.0)
+    looks.clear()
+    new, scheduled = r.insert(), r.insert(not_before=db.read(db.clock) + 60)
+    assert dispatcher.run_pass([new]) == 1
+    assert looks == [DISPATCHED]
+    assert 50 < dispatcher.due_s < 60
+    assert r.row(scheduled)["status"] == QUEUED
 
 
 def test_a_pass_that_finds_nothing_to_start_writes_nothing(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
