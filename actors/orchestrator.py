@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,8 @@ PAGE = 200
 #: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
 LANES = 100
 _MOST_HEADS = 10_000
+#: How often a pass looks again at once because others decided meanwhile.
+_MOST_TRIES = 10
 
 
 #: Puts tasks into free slots of this process; returns those for which there are none.
@@ -47,7 +49,6 @@ class Dispatcher:
         self._offer = offer
         #: Returns how many short tasks a slot has ended since this was asked last.
         self._turnover = turnover
-        self._was_of_use = False
         #: Whether the last pass found no room for more: then every end of a task makes some.
         self._was_cut_short = False
         #: When the last pass found nothing that waits; who asks a while after that most likely speaks of a new task.
@@ -89,7 +90,7 @@ class Dispatcher:
         Who is asked because of tasks that have ended leaves what has just come to whoever is asked because of that.
         """
         self._due_at = None
-        # To look first, whether anything may start, is worth a way of its own only where passes follow one another.
+        # To look first whether anything waits is worth a way of its own only while passes follow one another.
         begun = self._begin(PREFETCH) if asked and time.monotonic() - self._idle_since > _NEW_S else 0
         ready = self._ready(asked[-_MOST_ASKED:])
         self._idle_since = math.inf if ready.waits_s is not None else time.monotonic()
@@ -100,20 +101,26 @@ class Dispatcher:
             self._be_due(_NEW_S)
             return begun
         # Those may wait at the workers, per slot, that will end before there is another pass.
-        ahead = min(max(PREFETCH, self._turnover()), _MOST_AHEAD)
-        # Most nudges under a backlog find no room: then it is looked at before anything is locked, until there was some again.
-        if not self._was_of_use and not db.read(partial(self._is_needed, ahead), in_turn=True):
-            return begun
-        return begun + self._begin(ahead)
+        return begun + self._begin(min(max(PREFETCH, self._turnover()), _MOST_AHEAD))
 
     def _begin(self, ahead: float) -> int:
-        """Mark as dispatched what may start now, and have it started; so many tasks may wait at the workers, per slot."""
-        chosen = db.unit(partial(self._decide, ahead), is_promise=False)
-        self._was_of_use = bool(chosen)
-        fault("dispatch.after_commit")
-        self._deliver(chosen)
-        fault("dispatch.after_send")
-        return len(chosen)
+        """Mark as dispatched what may start now, and have it started; so many tasks may wait at the workers, per slot.
+
+        Nobody is kept from deciding meanwhile. What was chosen starts only if nobody has, else it is looked at again.
+        """
+        for _ in range(_MOST_TRIES):
+            chosen, number = db.read(partial(self._choose, ahead), in_turn=True)
+            if not chosen:
+                return 0
+            fault("dispatch.before_commit")
+            started = db.unit(partial(lifecycle.dispatch, chosen, number), is_one_statement=db.is_postgres(), is_promise=False)
+            if started:
+                fault("dispatch.after_commit")
+                self._deliver(started)
+                fault("dispatch.after_send")
+                return len(started)
+        self._be_due(_NEW_S)
+        return 0
 
     def _ready(self, asked: Sequence[str]) -> queries.Ready:
         """Return what is ready, once those whose time has come have been woken; a pass is due when the next one's comes."""
@@ -145,24 +152,15 @@ class Dispatcher:
                 idle[nudge.queue] -= 1
                 self._nudger.send(handler_actor(nudge.type), nudge.id)
 
-    def _is_needed(self, ahead: float) -> bool:
-        return any(self._walk(Walk(load.read(self._settings.lease_s, ahead))))
-
-    def _decide(self, ahead: float) -> list[Nudge]:
-        db.lock_for_dispatch()
-        begin, [lanes] = load.read_beside(self._settings.lease_s, ahead, _lanes())
-        picked = [task_id for page in self._walk(Walk(begin, lanes)) for task_id in page]
-        started = lifecycle.dispatch(picked) if picked else []
-        fault("dispatch.before_commit")
-        return started
-
-    def _walk(self, walk: "Walk") -> Iterator[list[str]]:
-        """Yield, page by page, which tasks may start; note when a rate frees one that may not."""
+    def _choose(self, ahead: float) -> tuple[list[str], int]:
+        """Return which tasks may start, and the number of the decision that this follows; note when a rate frees one that may not."""
+        walk, chosen = look(self._settings.lease_s, ahead), list[str]()
         while walk.goes_on:
-            yield walk.step()
-            if walk.frees_at is not None:
-                self._be_due(walk.frees_at - walk.load.now)
+            chosen += walk.step()
+        if walk.frees_at is not None:
+            self._be_due(walk.frees_at - walk.load.now)
         self._was_cut_short = walk.load.room <= 0
+        return chosen, walk.load.number
 
 
 class Walk:
@@ -171,9 +169,9 @@ class Walk:
     The load only grows meanwhile, so what could not start once cannot start later in the walk either: one is enough.
     """
 
-    def __init__(self, begin: Load, lanes: Sequence[Row] | None = None) -> None:
+    def __init__(self, begin: Load, lanes: Sequence[Row]) -> None:
         self.load = begin
-        #: The first task of each lane, if they have been asked for already.
+        #: The first task of each lane.
         self._lanes = lanes
         #: When the first of the rates frees that hold up a task.
         self.frees_at: float | None = None
@@ -209,16 +207,15 @@ class Walk:
         Tasks of a lane are restricted alike, so no more of it than these can start, and one that is left tells what the others wait for.
         A crowd behind one full key or rate thus costs one look.
         """
-        lanes = db.rows(_lanes()) if self._lanes is None else self._lanes
-        if len(lanes) > LANES:
+        if len(self._lanes) > LANES:
             return None
-        load.add_starts(self.load, lanes)
-        self._learn(lanes)
-        wanted = {row["lane"]: count for row in lanes if (count := openings(row, self.load)) > 0}
+        load.add_starts(self.load, self._lanes)
+        self._learn(self._lanes)
+        wanted = {row["lane"]: count for row in self._lanes if (count := openings(row, self.load)) > 0}
         if sum(wanted.values()) > _MOST_HEADS:
             return None
         of_lane = _OF_LANE.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME)
-        rows = [row for row in lanes if row["lane"] in wanted and row["is_alone"]]
+        rows = [row for row in self._lanes if row["lane"] in wanted and row["is_alone"]]
         for lane in wanted.keys() - {row["lane"] for row in rows}:
             rows += db.rows(of_lane, [lane, wanted[lane] + 1])
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
@@ -270,6 +267,12 @@ SELECT {names}, lane, {in_time} AND NOT EXISTS (
 """
 #: The first tasks of one lane.
 _OF_LANE = f"SELECT {load.NAMES} FROM task WHERE {{in_line}} AND {{in_time}} AND lane = ? ORDER BY rank, id LIMIT ?"
+
+
+def look(lease_s: float, ahead: float) -> Walk:
+    """Return a walk over what waits now; see `load.read`."""
+    begin, [lanes] = load.read_beside(lease_s, ahead, _lanes())
+    return Walk(begin, lanes)
 
 
 def _idle_workers(lease_s: float) -> Counter[str]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tower import db, lifecycle, queries
+from tower import db, lifecycle, load, queries
 from tower.leases import Claim
 from tower.lifecycle import NewTask
 from tower.models import Worker, new_id
@@ -28,7 +28,7 @@ def insert(**fields: Any) -> str:
 
 
 def dispatch(*ids: str) -> list[str]:
-    return [nudge.id for nudge in db.unit(lambda: lifecycle.dispatch(ids))]
+    return [nudge.id for nudge in db.unit(lambda: lifecycle.dispatch(ids, load.read().number))]
 
 
 def claim(task_id: str | None = None, worker: str = "w1") -> Claim | None:

@@ -113,24 +113,43 @@ def _sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return sent
 
 
-def test_a_transaction_begins_with_its_first_statement(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the lock that it needs; one without any is not begun at all."""
+@pytest.fixture
+def strict(engine: Engine) -> Engine:
+    """Where a commit waits for the disk unless something else is said."""
+    engine.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = on', current_database()); END $$")
+    return engine
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_transaction_begins_with_its_first_statement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One without any is not begun at all."""
     sent = _sent(monkeypatch)
+    ask = "SELECT now()::text AS began, current_setting('synchronous_commit') AS waits"
 
-    def decide() -> tuple[int, bool]:
-        db.lock_for_dispatch()
-        [found] = db.rows("SELECT COUNT(*) AS locks, now() < clock_timestamp() AS runs FROM pg_locks WHERE locktype = 'advisory'")
-        [later] = db.rows("SELECT now() = ?::timestamptz AS same", [db.rows("SELECT now() AS now")[0]["now"]])
-        return found["locks"], later["same"]
+    def work() -> list[dict[str, str]]:
+        return db.rows(ask) + db.rows(ask)
 
-    assert db.unit(decide) == (1, True)
-    assert [statement.split(";")[0] for statement in sent] == ["BEGIN", "SELECT now() AS now", "SELECT now() = %s::timestamptz AS same"]
-    assert engine.execute("SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory'") == [(0,)]
+    for is_promise, waits in ((True, "on"), (False, "off"), (True, "on")):
+        first, second = db.unit(work, is_promise=is_promise)
+        assert (first["began"], first["waits"]) == (second["began"], waits)
+    assert [statement.split(" ")[0] for statement in sent] == ["BEGIN;", "PREPARE", "BEGIN;", "EXECUTE", "BEGIN;", "EXECUTE"]
     sent.clear()
     assert db.unit(lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
         db.unit(lambda: 1 // 0)
     assert sent == []
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_statement_by_itself_waits_for_the_disk_if_it_promises_something() -> None:
+    """Whatever came before it on its connection, or did not."""
+
+    def waits() -> str:
+        return str(db.rows("SELECT current_setting('synchronous_commit') AS waits")[0]["waits"])
+
+    db.unit(lambda: None, is_one_statement=True, is_promise=False)
+    told = [db.unit(waits, is_one_statement=True, is_promise=is_promise) for is_promise in (True, False, False, False, True)]
+    assert told == ["on", "off", "off", "off", "on"]
 
 
 def test_a_statement_that_never_came_to_the_server_leaves_the_transaction_to_be_begun(engine: Engine) -> None:

@@ -24,13 +24,13 @@ from peewee import BlobField, Model
 
 from tower import __version__, db, queries
 from tower.errors import TowerError
-from tower.models import TABLES, Rule, Task, Worker
+from tower.models import TABLES, Decision, Rule, Task, Worker
 from tower.settings import Settings
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 #: A worker belongs to the life in which it was started.
-_KEPT = tuple(table for table in TABLES if table is not Worker)
+_KEPT = tuple(table for table in TABLES if table not in (Decision, Worker))
 #: Rows of one INSERT, and their characters: chunks of logs are large.
 _ROWS, _CHARACTERS = 400, 4_000_000
 _PIECE = 1 << 16

@@ -123,18 +123,22 @@ def unit(
 
     It begins anew for whoever still insists then.
 
-    If it is one statement, it is a transaction by itself. If it is no promise, which may depend on what it returns, nobody waits until the
-    disk of SQLite has it: a power cut may undo it, and the state from before must do as well. A commit whose answer was lost makes it run a
-    second time. Work that may not happen twice gives `recognise`, which is asked before each further run for what an earlier one has done.
+    If it is one statement, it is a transaction by itself. If it is no promise, nobody waits until the disk has it: a power cut, or the end
+    of Postgres, may undo it, and the state from before must do as well; with SQLite that may depend on what it returns. A commit whose
+    answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is asked before each further run for
+    what an earlier one has done.
     """
     runs, committed = itertools.count(), list[T]()
 
     def once_more() -> T:
         if committed:  # only the disk is still waited for
             return committed[0]
-        if not is_postgres() and not database.obj.in_transaction():
+        is_outer = not database.obj.in_transaction()
+        if is_outer and not is_postgres():
             database.obj.commit_without_waiting()
-        with nullcontext() if is_one_statement else database.obj.atomic():
+        with (database.obj.single() if is_postgres() else nullcontext()) if is_one_statement else database.obj.atomic():
+            if is_outer and is_postgres() and is_promise is False:
+                database.obj.commit_without_waiting()
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
         committed.append(done)
@@ -328,15 +332,6 @@ def aside(column: str) -> str:
     Postgres keeps a plan that it made while the table was empty: it would read the whole of an index for rows that are named by their id.
     """
     return f"({column} || '')" if is_postgres() else column
-
-
-def lock_for_dispatch() -> None:
-    """Let one transaction at a time decide what may start.
-
-    Its commit does not wait for the disk: whatever comes of a decision does, and is behind it in the log.
-    """
-    if is_postgres():  # in SQLite BEGIN IMMEDIATE has done it
-        database.obj.send_ahead(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK + 1}), set_config('synchronous_commit', 'off', true)")
 
 
 #: Runs a SELECT and yields its rows, a few held in memory at a time.

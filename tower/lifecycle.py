@@ -27,7 +27,6 @@ from tower.models import (
     TIMED_OUT,
     Task,
     TaskLabel,
-    TaskStart,
     waiting,
 )
 from tower.moves import change, move, record
@@ -164,8 +163,11 @@ def _lane(*restricted: str | float | None) -> str:
     return hashlib.sha256(json.dumps(restricted).encode()).hexdigest()[:32]
 
 
-def dispatch(ids: Sequence[str]) -> list[Nudge]:
-    """Mark queued tasks as chosen to start, and count their starts against their rates; return those that were still queued."""
+def dispatch(ids: Sequence[str], number: int) -> list[Nudge]:
+    """Mark queued tasks as chosen to start, and count their starts against their rates; return those that were still queued.
+
+    None is if anything else was decided since the decision of this number.
+    """
     rows = change(
         DISPATCHED,
         (QUEUED,),
@@ -175,11 +177,25 @@ def dispatch(ids: Sequence[str]) -> list[Nudge]:
         where=db.among("id", ids),
         values=ids,
         returning=("queue", "rate_key"),
+        allowed=(_NEXT_DECISION, (number + 1, number)),
+        also=(f"{_START} SELECT rate_key, updated_at, id FROM moved WHERE rate_key IS NOT NULL", ()),
     )
-    starts = [{"rate_key": row["rate_key"], "at": row["updated_at"], "task_id": row["id"]} for row in rows if row["rate_key"] is not None]
-    for some in moves.pieces(starts):
-        TaskStart.insert_many(some).execute()
+    if not db.is_postgres():
+        starts = [(row["rate_key"], row["updated_at"], row["id"]) for row in rows if row["rate_key"] is not None]
+        for some in moves.pieces(starts):
+            db.rows(f"{_START} VALUES {db.tuples(len(some), 3)}", [value for start in some for value in start])
     return [Nudge(row["id"], row["type"], row["queue"]) for row in rows]
+
+
+_START = "INSERT INTO task_start (rate_key, at, task_id)"
+_DECIDE = "INSERT INTO decision (id, number) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET number = decision.number + 1"
+#: Returns a row if nothing else was decided since the decision of a number.
+_NEXT_DECISION = f"{_DECIDE} WHERE decision.number = ? RETURNING id"
+
+
+def void_decisions() -> None:
+    """Let nothing start by what is being decided at this moment; after a change of rules."""
+    db.rows(_DECIDE, [1])
 
 
 def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Sequence[str] = ()) -> Claim | None:

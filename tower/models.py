@@ -5,7 +5,7 @@ import random
 import time
 import uuid
 
-from peewee import SQL, BlobField, CompositeKey, DoubleField, IntegerField, Model, TextField
+from peewee import SQL, BigIntegerField, BlobField, CompositeKey, DoubleField, IntegerField, Model, TextField
 
 from tower.db import database, likely
 
@@ -227,6 +227,14 @@ class Rule(Row):
         primary_key = CompositeKey("kind", "name")
 
 
+class Decision(Row):
+    """The one row by which passes see each other: what was decided before it changed is void."""
+
+    id = IntegerField(primary_key=True)
+    #: Grows with each pass that starts something, and each change of a rule.
+    number = BigIntegerField()
+
+
 class Worker(Row):
     """One incarnation of a process that runs actors."""
 
@@ -291,7 +299,7 @@ class SavedView(Row):
     created_at = DoubleField()
 
 
-TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Worker, ApiKey, Audit, SavedView)
+TABLES = (Task, TaskLabel, TaskEvent, TaskLog, TaskArtifact, TaskStart, Rule, Decision, Worker, ApiKey, Audit, SavedView)
 
 
 def _queued() -> SQL:

@@ -65,6 +65,9 @@ _TOLD = f"{_EVENT} SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
 _log = logging.getLogger("tower.task")
 
 Row = dict[str, Any]
+#: A statement written by hand, and its values.
+Statement = tuple[str, Sequence[Any]]
+_NONE: Statement = ("", ())
 T = TypeVar("T")
 
 
@@ -156,24 +159,29 @@ def change(
     given: str = "",
     values: Sequence[Any] = (),
     returning: Sequence[str] = (),
-    also: tuple[str, Sequence[Any]] = ("", ()),
+    allowed: Statement = _NONE,
+    also: Statement = _NONE,
 ) -> list[Row]:
     """Change the status of the rows that still are where they should be, and append the event of each; return what they are now.
 
     `sets`, `given` (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL
-    for how many numbers before that of the event something else takes. `also` is for Postgres alone: a statement of the same moment,
-    which can select from `moved`, and its values.
+    for how many numbers before that of the event something else takes. `allowed` is a statement that returns a row, else nothing changes.
+    `also` is for Postgres alone: a statement of the same moment, which can select from `moved`.
     """
     sources = checked(sources, target)
+    if allowed[0] and not db.is_postgres():
+        if not db.rows(*allowed):
+            return []
+        allowed = _NONE
     patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
     returned = dict.fromkeys(("id", "seq", "attempt", "type", "updated_at", *returning))
     statement = f"""
         UPDATE task SET status = '{target}', seq = seq + 1 + {more}, updated_at = {{now}},
             trace_tries = 0, trace_due_at = {{now}} + {patience_s}
         {sets and f", {sets}"} {given and f"FROM {given}"}
-        WHERE {where} AND {_is_one_of(sources)}
+        WHERE {where} AND {_is_one_of(sources)} {"AND EXISTS (SELECT 1 FROM allowed)" if allowed[0] else ""}
         RETURNING {", ".join(returned)}"""
-    return _with_events(statement, values, kind, data, also)
+    return _with_events(statement, values, kind, data, allowed=allowed, also=also)
 
 
 def _is_one_of(sources: Sequence[str]) -> str:
@@ -192,12 +200,13 @@ def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
 
 
 def _with_events(
-    statement: str, values: Sequence[Any], kind: str, data: dict[str, Any], also: tuple[str, Sequence[Any]] = ("", ())
+    statement: str, values: Sequence[Any], kind: str, data: dict[str, Any], *, allowed: Statement = _NONE, also: Statement = _NONE
 ) -> list[Row]:
     text = _text(data)
     if db.is_postgres():
-        more = f", more AS ({also[0]})" if also[0] else ""
-        rows = db.rows(f"WITH moved AS ({statement}), told AS ({_TOLD}){more} SELECT * FROM moved", [*values, kind, text, *also[1]])
+        parts = [("allowed", allowed), ("moved", (statement, values)), ("told", (_TOLD, (kind, text))), ("more", also)]
+        steps = ", ".join(f"{name} AS ({part})" for name, (part, _) in parts if part)
+        rows = db.rows(f"WITH {steps} SELECT * FROM moved", [value for _, (_, given) in parts for value in given])
     else:
         rows = db.rows(statement, values)
         for some in pieces(rows):

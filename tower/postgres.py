@@ -5,8 +5,8 @@ import itertools
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any, TypeVar
@@ -39,24 +39,24 @@ class Session(psycopg2.extensions.connection):
         #: What is to be sent before the next statement, with it.
         self.ahead = ""
 
-    def spell(self, statement: str, values: Sequence[Any]) -> tuple[str | None, str]:
-        """Return what has to be prepared first, if anything, and how a statement is sent with these values.
+    def spell(self, statement: str, values: Sequence[Any]) -> str:
+        """Return how a statement is sent with these values.
 
         It is prepared from its second time on this connection on, since to plan it costs more than to run it.
         """
         plain = statement.replace("?", "%s")
         if len(values) > _MOST_VALUES:
-            return None, plain
+            return plain
         known = self._prepared.get(statement)
         if known is None:
             if len(self._prepared) < _MOST_PREPARED:
                 self._prepared[statement] = ""
-            return None, plain
-        first = None
+            return plain
+        first = ""
         if not known:
             known = self._prepared[statement] = f"tower_{len(self._prepared)}_{abs(hash(statement))}"
-            first = f"PREPARE {known} AS {_numbered(statement)}"
-        return first, f"EXECUTE {known} ({', '.join(['%s'] * len(values))})" if values else f"EXECUTE {known}"
+            first = f"PREPARE {known} AS {_numbered(statement)}; "
+        return f"{first}EXECUTE {known} ({', '.join(['%s'] * len(values))})" if values else f"{first}EXECUTE {known}"
 
 
 class Postgres(PooledPostgresqlDatabase):
@@ -102,10 +102,18 @@ class Postgres(PooledPostgresqlDatabase):
         session: Session = self.connection()
         session.ahead = "BEGIN; "
 
-    def send_ahead(self, statement: str) -> None:
-        """Let a statement run before the next one of this thread, sent with it; nobody sees what it returns."""
+    def commit_without_waiting(self) -> None:
+        """Let the commit of this transaction, or of the next statement if there is none, not wait for the disk."""
         session: Session = self.connection()
-        session.ahead += f"{statement}; "
+        session.ahead += "SET LOCAL synchronous_commit = off; "
+
+    @contextmanager
+    def single(self) -> Iterator[None]:
+        """Let one statement be a transaction by itself; nothing is left over for another if there is none."""
+        try:
+            yield
+        finally:
+            self._drop_unsent()
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """Run a statement, and before it what was to be sent ahead of it."""
@@ -120,29 +128,26 @@ class Postgres(PooledPostgresqlDatabase):
 
     def commit(self) -> None:
         """Commit the transaction, if anything was done in it."""
-        if not self._is_untouched():
+        if not self._drop_unsent():
             super().commit()
 
     def rollback(self) -> None:
         """Undo the transaction, if anything was done in it."""
-        if not self._is_untouched():
+        if not self._drop_unsent():
             super().rollback()
 
-    def _is_untouched(self) -> bool:
-        """Whether the transaction has not been begun for want of a statement; then it never will be."""
+    def _drop_unsent(self) -> bool:
+        """Forget what was to be sent ahead of a statement that never came; return whether there was any."""
         session: Session | None = self._state.conn
-        if session is None or not session.ahead:
-            return False
-        session.ahead = ""
-        return True
+        unsent = session.ahead if session else ""
+        if session:
+            session.ahead = ""
+        return bool(unsent)
 
     def run(self, statement: str, values: Sequence[Any]) -> Any:
         """Run a statement with a question mark for each value; see `Session.spell`."""
         session: Session = self.connection()
-        first, text = session.spell(statement, values)
-        if first:
-            self.execute_sql(first)
-        return self.execute_sql(text, values)
+        return self.execute_sql(session.spell(statement, values), values)
 
 
 @lru_cache(maxsize=500)
@@ -249,9 +254,8 @@ class _Line:
 
     def send(self, statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
         """Send a statement, while nothing is under way; see `LoopConnection.run`."""
-        first, text = self._session.spell(statement, values)
         try:
-            self._cursor.execute(f"{first}; {text}" if first else text, values)
+            self._cursor.execute(self._session.spell(statement, values), values)
         except (psycopg2.Error, ValueError) as error:  # it is gone, or no statement can hold such a value
             self.end(error)
             return None

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tower import db
+from tower import db, lifecycle
 from tower.broker import ORCHESTRATE, Nudger
 from tower.decision import QUEUE, RATE, TOWER, TYPE
 from tower.errors import InvalidRule, NotFound
@@ -62,6 +62,7 @@ class Rules:
             values = {"kind": kind, "name": name, "updated_at": db.now(), **changes}
             written = {getattr(Rule, field): value for field, value in values.items() if field not in ("kind", "name")}
             Rule.insert(**values).on_conflict(conflict_target=[Rule.kind, Rule.name], update=written).execute()
+            lifecycle.void_decisions()
             row = _find(kind, name)
             Rule.delete().where(Rule.kind == kind, Rule.name == name, *(column.is_null() for column in _SAYS)).execute()
             return row

@@ -4,6 +4,7 @@ import math
 import random
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,11 @@ from actors.orchestrator import Dispatcher
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, lifecycle, load, queries
+from tower import db, lifecycle, queries
+from tower.handler import Registry
 from tower.lifecycle import Outcome
 from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Rule, Task, TaskStart, new_id
+from tower.rules import Rules
 from tower.settings import Settings
 
 
@@ -311,7 +314,6 @@ def test_a_crowd_behind_full_keys_and_rates_is_not_walked_through(
     """What is known to be full is left to the database: the tasks looked at do not grow with the crowd."""
     monkeypatch.setattr(orchestrator, "LANES", lanes)
     monkeypatch.setattr(orchestrator, "PAGE", 5)
-    monkeypatch.setattr(dispatcher, "_is_needed", lambda _: True)
     pages, page = [], orchestrator.Walk._page
     monkeypatch.setattr(orchestrator.Walk, "_page", lambda walk: pages.append(1) or page(walk))
     r.add_worker()
@@ -341,7 +343,7 @@ def test_lanes_pages_and_one_look_at_all_decide_alike(rows: Settings, monkeypatc
     def decide(lanes: int, page: int) -> list[str]:
         monkeypatch.setattr(orchestrator, "LANES", lanes)
         monkeypatch.setattr(orchestrator, "PAGE", page)
-        walk, picked = orchestrator.Walk(load.read(30)), list[str]()
+        walk, picked = orchestrator.look(30, 0.25), list[str]()
         while walk.goes_on:
             picked += walk.step()
         return picked
@@ -376,12 +378,68 @@ def test_who_asks_after_a_quiet_moment_is_not_asked_back_what_there_is(dispatche
     assert r.row(scheduled)["status"] == QUEUED
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> list[str]:
+    """Let something happen once, between a choice and its start; return how often anything was about to be started."""
+    starts = list[str]()
+
+    def point(name: str) -> None:
+        if name == "dispatch.before_commit":
+            starts.append(name)
+            if len(starts) == 1:
+                happens()
+
+    monkeypatch.setattr(orchestrator, "fault", point)
+    return starts
+
+
+@pytest.mark.parametrize("limit", [{"concurrency_key": "k"}, {"rate_key": "api", "rate_limit": 1, "rate_per_s": 600.0}])
+def test_what_others_start_between_a_choice_and_its_start_counts(
+    rows: Settings, nudges: r.Nudges, dispatcher: Dispatcher, limit: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes look without a lock; of two that chose by the same state one starts something, and the other looks again."""
+    r.add_worker(slots=9)
+    first, second = r.insert(**limit), r.insert(**limit)
+    lowered = r.insert(priority=-100)
+    others = Dispatcher(rows, nudges)  # type: ignore[arg-type]
+    ran = list[int]()
+    starts = meanwhile(monkeypatch, lambda: ran.append(others.run_pass()))
+    late = list[str]()
+    monkeypatch.setattr(others, "_deliver", lambda _: late.append(r.insert()))
+    assert dispatcher.run_pass() == 1
+    assert ran == [2]
+    assert len(starts) == 3
+    assert [r.row(task_id)["status"] for task_id in (first, second, lowered, *late)] == [DISPATCHED, QUEUED, DISPATCHED, DISPATCHED]
+    assert len(db.read(lambda: list(TaskStart.select().tuples()))) == ("rate_key" in limit)
+
+
+def test_a_pause_holds_from_the_moment_it_is_answered(dispatcher: Dispatcher, nudges: r.Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also for what was chosen just before; the first decision ever is no other."""
+    r.add_worker()
+    task_id = r.insert()
+    rules = Rules(Registry(), nudges)  # type: ignore[arg-type]
+    starts = meanwhile(monkeypatch, lambda: rules.pause("tower", ""))
+    assert dispatcher.run_pass() == 0
+    assert starts == ["dispatch.before_commit"]
+    assert r.row(task_id)["status"] == QUEUED
+    rules.resume("tower", "")
+    assert dispatcher.run_pass() == 1
+
+
+def test_a_pass_that_others_always_forestall_comes_back_soon(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not look for ever."""
+    r.add_worker()
+    r.insert()
+    monkeypatch.setattr(lifecycle, "dispatch", lambda *_: [])
+    assert dispatcher.run_pass() == 0
+    assert 0 < dispatcher.due_s < 0.06
+
+
 def test_a_pass_that_finds_nothing_to_start_writes_nothing(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A crowd behind a full rate costs reading only, from the second pass on that finds no room."""
+    """A crowd behind a full rate costs reading only."""
     r.add_worker()
     for _ in range(3):
         r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0)
-    assert [dispatcher.run_pass(), dispatcher.run_pass()] == [1, 0]
+    assert dispatcher.run_pass() == 1
     monkeypatch.setattr(db, "unit", lambda *_, **__: pytest.fail("a pass without need wrote"))
     assert dispatcher.run_pass() == 0
 
