@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import threading
 import time
 from collections import Counter, deque
@@ -30,8 +31,8 @@ PAGE = 200
 #: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
 LANES = 100
 _MOST_HEADS = 10_000
-#: How often a pass looks again at once because others decided meanwhile.
-_MOST_TRIES = 10
+#: How often a pass looks again because others decided meanwhile, and about how long it waits before, longer each time.
+_MOST_TRIES, _FORESTALLED_S = 10, 0.002
 
 
 #: Puts tasks into free slots of this process; returns those for which there are none.
@@ -91,29 +92,31 @@ class Dispatcher:
         """
         self._due_at = None
         # To look first whether anything waits is worth a way of its own only while passes follow one another.
-        begun = self._begin(PREFETCH) if asked and time.monotonic() - self._idle_since > _NEW_S else 0
+        started = self._start_some(PREFETCH) if asked and time.monotonic() - self._idle_since > _NEW_S else 0
         ready = self._ready(asked[-_MOST_ASKED:])
         self._idle_since = math.inf if ready.waits_s is not None else time.monotonic()
         if ready.waits_s is None:
             self._turnover()  # what ended while nothing waited says little of what comes
-            return begun
+            return started
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
             self._be_due(_NEW_S)
-            return begun
+            return started
         # Those may wait at the workers, per slot, that will end before there is another pass.
-        return begun + self._begin(min(max(PREFETCH, self._turnover()), _MOST_AHEAD))
+        return started + self._start_some(min(max(PREFETCH, self._turnover()), _MOST_AHEAD))
 
-    def _begin(self, ahead: float) -> int:
+    def _start_some(self, ahead: float) -> int:
         """Mark as dispatched what may start now, and have it started; so many tasks may wait at the workers, per slot.
 
         Nobody is kept from deciding meanwhile. What was chosen starts only if nobody has, else it is looked at again.
         """
-        for _ in range(_MOST_TRIES):
-            chosen, number = db.read(partial(self._choose, ahead), in_turn=True)
+        for tries in range(_MOST_TRIES):
+            if tries:
+                time.sleep(random.uniform(0, tries * _FORESTALLED_S))  # so that many do not look in step
+            chosen, token = db.read(partial(self._choose, ahead), in_turn=True)
             if not chosen:
                 return 0
             fault("dispatch.before_commit")
-            started = db.unit(partial(lifecycle.dispatch, chosen, number), is_one_statement=db.is_postgres(), is_promise=False)
+            started = db.unit(partial(lifecycle.dispatch, chosen, token), is_one_statement=db.is_postgres(), is_promise=False)
             if started:
                 fault("dispatch.after_commit")
                 self._deliver(started)
@@ -153,14 +156,15 @@ class Dispatcher:
                 self._nudger.send(handler_actor(nudge.type), nudge.id)
 
     def _choose(self, ahead: float) -> tuple[list[str], int]:
-        """Return which tasks may start, and the number of the decision that this follows; note when a rate frees one that may not."""
-        walk, chosen = look(self._settings.lease_s, ahead), list[str]()
+        """Return which tasks may start, and the token of the decision that this follows; note when a rate frees one that may not."""
+        # Where there was no room, there most likely is none: then nothing but that is read.
+        walk, chosen = look(self._settings.lease_s, ahead, with_lanes=not self._was_cut_short), list[str]()
         while walk.goes_on:
             chosen += walk.step()
         if walk.frees_at is not None:
             self._be_due(walk.frees_at - walk.load.now)
-        self._was_cut_short = walk.load.room <= 0
-        return chosen, walk.load.number
+        self._was_cut_short = not walk.load.open_queues()
+        return chosen, walk.load.token
 
 
 class Walk:
@@ -169,9 +173,9 @@ class Walk:
     The load only grows meanwhile, so what could not start once cannot start later in the walk either: one is enough.
     """
 
-    def __init__(self, begin: Load, lanes: Sequence[Row]) -> None:
+    def __init__(self, begin: Load, lanes: Sequence[Row] | None) -> None:
         self.load = begin
-        #: The first task of each lane.
+        #: The first task of each lane, if that is known.
         self._lanes = lanes
         #: When the first of the rates frees that hold up a task.
         self.frees_at: float | None = None
@@ -207,15 +211,16 @@ class Walk:
         Tasks of a lane are restricted alike, so no more of it than these can start, and one that is left tells what the others wait for.
         A crowd behind one full key or rate thus costs one look.
         """
-        if len(self._lanes) > LANES:
+        lanes = db.rows(_lanes()) if self._lanes is None else self._lanes
+        if len(lanes) > LANES:
             return None
-        load.add_starts(self.load, self._lanes)
-        self._learn(self._lanes)
-        wanted = {row["lane"]: count for row in self._lanes if (count := openings(row, self.load)) > 0}
+        load.add_starts(self.load, lanes)
+        self._learn(lanes)
+        wanted = {row["lane"]: count for row in lanes if (count := openings(row, self.load)) > 0}
         if sum(wanted.values()) > _MOST_HEADS:
             return None
         of_lane = _OF_LANE.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME)
-        rows = [row for row in self._lanes if row["lane"] in wanted and row["is_alone"]]
+        rows = [row for row in lanes if row["lane"] in wanted and row["is_alone"]]
         for lane in wanted.keys() - {row["lane"] for row in rows}:
             rows += db.rows(of_lane, [lane, wanted[lane] + 1])
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
@@ -269,8 +274,10 @@ SELECT {names}, lane, {in_time} AND NOT EXISTS (
 _OF_LANE = f"SELECT {load.NAMES} FROM task WHERE {{in_line}} AND {{in_time}} AND lane = ? ORDER BY rank, id LIMIT ?"
 
 
-def look(lease_s: float, ahead: float) -> Walk:
-    """Return a walk over what waits now; see `load.read`."""
+def look(lease_s: float, ahead: float, *, with_lanes: bool = True) -> Walk:
+    """Return a walk over what waits now, see `load.read`; with lanes it has what it needs first of all."""
+    if not with_lanes:
+        return Walk(load.read(lease_s, ahead), None)
     begin, [lanes] = load.read_beside(lease_s, ahead, _lanes())
     return Walk(begin, lanes)
 

@@ -201,9 +201,10 @@ class WorkerProcess:
         fault("beat.before")
         # A database that does not answer needs no further word: no attempt trusts its lease longer than was last renewed.
         # What began since the last one may not have been waited for: it counts from now on, also if it takes the machine down.
-        has_new = not self._beaten.issuperset(held)
+        # Postgres, unlike SQLite, could end by itself and take a beat with it that was trusted already.
+        is_promise = db.is_postgres() or not self._beaten.issuperset(held)
         try:
-            kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=has_new)
+            kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=is_promise)
         except Unavailable:
             self._missed_at = time.monotonic()
             raise

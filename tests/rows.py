@@ -28,7 +28,7 @@ def insert(**fields: Any) -> str:
 
 
 def dispatch(*ids: str) -> list[str]:
-    return [nudge.id for nudge in db.unit(lambda: lifecycle.dispatch(ids, load.read().number))]
+    return [nudge.id for nudge in db.unit(lambda: lifecycle.dispatch(ids, load.read().token))]
 
 
 def claim(task_id: str | None = None, worker: str = "w1") -> Claim | None:

@@ -167,6 +167,34 @@ def test_a_statement_that_never_came_to_the_server_leaves_the_transaction_to_be_
     assert engine.execute("SELECT reason FROM rule") == [("as it was",)]
 
 
+def test_one_statement_within_a_transaction_leaves_its_beginning_alone(engine: Engine) -> None:
+    """Also if it is none after all."""
+
+    def work() -> None:
+        db.unit(lambda: None, is_one_statement=True, is_promise=False)
+        db.rows("UPDATE decision SET token = 5")
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        db.unit(work)
+    assert engine.execute("SELECT token FROM decision") == [(0,)]
+
+
+def test_a_statement_that_could_not_be_prepared_is_prepared_the_next_time(engine: Engine) -> None:
+    """A value that cannot be sent is not sent; nor is what would have gone with it."""
+    ask = "SELECT ?::text AS said"
+
+    def work() -> list[dict[str, str]]:
+        said = db.rows(ask, ["a"])
+        for _ in range(2):
+            with pytest.raises(ValueError, match="NUL"):
+                db.rows(ask, ["\0"])
+            said += db.rows(ask, ["b"])
+        return said
+
+    assert db.read(work) == [{"said": "a"}, {"said": "b"}, {"said": "b"}]
+
+
 def test_a_statement_that_fails_undoes_what_was_begun_with_it(engine: Engine) -> None:
     """And the connection is as good as before."""
     with pytest.raises(peewee.ProgrammingError):

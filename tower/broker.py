@@ -202,12 +202,13 @@ class Nudger:
         self._broker = broker
         self._down_until = 0.0
         self._outage: Outage = getattr(broker, "outage", None) or _outage()
-        #: Actors at work in this process, by name.
+        #: Actors at work in this process, by name; and what sends nudges to those of other processes at a pace.
         self._errands: dict[str, Errand] = broker.__dict__.setdefault("errands", {})
+        self._paced: dict[str, Errand] = broker.__dict__.setdefault("paced", {})
 
     def send(self, actor_name: str, task_id: str) -> bool:
         """Send a task's id to an actor; call it after the commit. Returns False, and raises nothing, if it could not."""
-        errand: Errand | None = self._errands.get(actor_name)
+        errand = self._errands.get(actor_name) or self._paced.get(actor_name)
         if errand:
             errand.ask(task_id)
             return True
@@ -235,16 +236,22 @@ class Nudger:
             self._errands.pop(actor_name, None)
 
     def pace(self, actor_name: str) -> Errand | None:
-        """Send nudges for an actor of other processes at most fifty times a second: one speaks for those before it.
+        """Send nudges for an actor of other processes at most fifty times a second, until `end_pace`: one speaks for those before it.
 
-        Returns what sends them, for `deliver_here`; None if they are answered here.
+        Returns what sends them; None if they are answered here, or paced already.
         """
-        if actor_name in self._errands:
+        if actor_name in self._errands or actor_name in self._paced:
             return None
         errand = Errand(actor_name, lambda asked: self._send(actor_name, asked[-1]), _PACE_S)
         errand.start()
-        self.deliver_here(actor_name, errand)
+        self._paced[actor_name] = errand
         return errand
+
+    def end_pace(self, actor_name: str) -> None:
+        """Send nudges for an actor as they come, after those that wait."""
+        errand = self._paced.pop(actor_name, None)
+        if errand:
+            errand.stop()
 
     def ping(self) -> str | None:
         """Return None if the broker takes messages, else what is wrong."""

@@ -133,12 +133,7 @@ def unit(
     def once_more() -> T:
         if committed:  # only the disk is still waited for
             return committed[0]
-        is_outer = not database.obj.in_transaction()
-        if is_outer and not is_postgres():
-            database.obj.commit_without_waiting()
-        with (database.obj.single() if is_postgres() else nullcontext()) if is_one_statement else database.obj.atomic():
-            if is_outer and is_postgres() and is_promise is False:
-                database.obj.commit_without_waiting()
+        with database.obj.scope(is_one_statement=is_one_statement, waits=is_promise is not False):
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
         committed.append(done)

@@ -68,8 +68,8 @@ class Load:
     #: When tasks with a rate key started.
     starts: dict[str, list[float]] = field(default_factory=dict)
     rules: Mapping[Place, Limits] = field(default_factory=dict)
-    #: The number of the last decision that this is built on, see `models.Decision`.
-    number: int = 0
+    #: The token of the last decision before this was read, see `models.Decision`.
+    token: int = 0
 
     def copy(self) -> "Load":
         """Return one of its own that may change."""

@@ -27,6 +27,7 @@ from tower.models import (
     TIMED_OUT,
     Task,
     TaskLabel,
+    new_token,
     waiting,
 )
 from tower.moves import change, move, record
@@ -163,10 +164,10 @@ def _lane(*restricted: str | float | None) -> str:
     return hashlib.sha256(json.dumps(restricted).encode()).hexdigest()[:32]
 
 
-def dispatch(ids: Sequence[str], number: int) -> list[Nudge]:
+def dispatch(ids: Sequence[str], token: int) -> list[Nudge]:
     """Mark queued tasks as chosen to start, and count their starts against their rates; return those that were still queued.
 
-    None is if anything else was decided since the decision of this number.
+    None is if anything else has been decided since the decision of this token.
     """
     rows = change(
         DISPATCHED,
@@ -177,7 +178,7 @@ def dispatch(ids: Sequence[str], number: int) -> list[Nudge]:
         where=db.among("id", ids),
         values=ids,
         returning=("queue", "rate_key"),
-        allowed=(_NEXT_DECISION, (number + 1, number)),
+        allowed=(f"{_DECIDE} WHERE token = ? RETURNING id", (new_token(), token)),
         also=(f"{_START} SELECT rate_key, updated_at, id FROM moved WHERE rate_key IS NOT NULL", ()),
     )
     if not db.is_postgres():
@@ -188,14 +189,12 @@ def dispatch(ids: Sequence[str], number: int) -> list[Nudge]:
 
 
 _START = "INSERT INTO task_start (rate_key, at, task_id)"
-_DECIDE = "INSERT INTO decision (id, number) VALUES (1, ?) ON CONFLICT (id) DO UPDATE SET number = decision.number + 1"
-#: Returns a row if nothing else was decided since the decision of a number.
-_NEXT_DECISION = f"{_DECIDE} WHERE decision.number = ? RETURNING id"
+_DECIDE = "UPDATE decision SET token = ?"
 
 
 def void_decisions() -> None:
     """Let nothing start by what is being decided at this moment; after a change of rules."""
-    db.rows(_DECIDE, [1])
+    db.rows(_DECIDE, [new_token()])
 
 
 def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Sequence[str] = ()) -> Claim | None:

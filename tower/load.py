@@ -25,13 +25,13 @@ def read(lease_s: float = 30.0, prefetch: float = PREFETCH) -> Load:
 
 def read_beside(lease_s: float, prefetch: float, *statements: str) -> tuple[Load, list[list[dict[str, Any]]]]:
     """Return the load, as `read` does, and what some SELECTs find on the same way."""
-    # The number first: whoever decides meanwhile changes it, and what is read after that may tell of it or not.
-    asked = ["SELECT number FROM decision", _WORKERS.format(lease_s=float(lease_s)), _IN_FLIGHT, "SELECT * FROM rule", *statements]
-    now, (numbers, workers, in_flight, rules, *found) = db.several(asked)
+    # The token first: whoever decides meanwhile changes it, and what is read after that may tell of it or not.
+    asked = ["SELECT token FROM decision", _WORKERS.format(lease_s=float(lease_s)), _IN_FLIGHT, "SELECT * FROM rule", *statements]
+    now, ([decision], workers, in_flight, rules, *found) = db.several(asked)
     limits = {(row["kind"], row["name"]): Limits(**{name: row[name] for name in _LIMITS}) for row in rules}
     served = ({**worker, "queues": json.loads(worker["queues"])} for worker in workers)
     measured = measure(now, served, in_flight, limits, prefetch)
-    measured.number = numbers[0]["number"] if numbers else 0
+    measured.token = decision["token"]
     return measured, found
 
 

@@ -38,6 +38,11 @@ def new_id() -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+def new_token() -> int:
+    """Return a number that was never returned before."""
+    return _chance.getrandbits(62)
+
+
 def first_id(at: float) -> str:
     """Return what sorts before every id made at this time, in seconds since 1970, or later."""
     milliseconds = min(max(int(at * 1000), 0), (1 << 48) - 1)
@@ -231,8 +236,8 @@ class Decision(Row):
     """The one row by which passes see each other: what was decided before it changed is void."""
 
     id = IntegerField(primary_key=True)
-    #: Grows with each pass that starts something, and each change of a rule.
-    number = BigIntegerField()
+    #: Another with each pass that starts something, and with each change of a rule.
+    token = BigIntegerField()
 
 
 class Worker(Row):

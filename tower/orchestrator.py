@@ -99,8 +99,7 @@ class EnhancedOrchestrator:
             await asyncio.to_thread(self._preparing.join, 5)
         await asyncio.to_thread(self._sweep.stop)
         if self._pacing:
-            self._nudger.deliver_here(ORCHESTRATE, None)
-            await asyncio.to_thread(self._pacing.stop)
+            await asyncio.to_thread(self._nudger.end_pace, ORCHESTRATE)
 
     @property
     def prepared(self) -> bool:

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from typing import Any, TypeVar
@@ -35,6 +35,7 @@ class Session(psycopg2.extensions.connection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._prepared: dict[str, str] = {}
+        self._numbers = itertools.count()
         self.used_at = time.monotonic()
         #: What is to be sent before the next statement, with it.
         self.ahead = ""
@@ -54,9 +55,14 @@ class Session(psycopg2.extensions.connection):
             return plain
         first = ""
         if not known:
-            known = self._prepared[statement] = f"tower_{len(self._prepared)}_{abs(hash(statement))}"
+            known = self._prepared[statement] = f"tower_{next(self._numbers)}"
             first = f"PREPARE {known} AS {_numbered(statement)}; "
         return f"{first}EXECUTE {known} ({', '.join(['%s'] * len(values))})" if values else f"{first}EXECUTE {known}"
+
+    def forget(self, statement: str) -> None:
+        """Prepare a statement anew the next time: it failed, and nobody knows whether it was prepared before that."""
+        if statement in self._prepared:
+            self._prepared[statement] = ""
 
 
 class Postgres(PooledPostgresqlDatabase):
@@ -102,18 +108,18 @@ class Postgres(PooledPostgresqlDatabase):
         session: Session = self.connection()
         session.ahead = "BEGIN; "
 
-    def commit_without_waiting(self) -> None:
-        """Let the commit of this transaction, or of the next statement if there is none, not wait for the disk."""
-        session: Session = self.connection()
-        session.ahead += "SET LOCAL synchronous_commit = off; "
-
     @contextmanager
-    def single(self) -> Iterator[None]:
-        """Let one statement be a transaction by itself; nothing is left over for another if there is none."""
-        try:
-            yield
-        finally:
-            self._drop_unsent()
+    def scope(self, *, is_one_statement: bool, waits: bool) -> Iterator[None]:
+        """Let what is done meanwhile be a transaction, or a part of the one that there is; its commit need not wait for the disk."""
+        session, is_outer = self.connection(), not self.in_transaction()
+        with nullcontext() if is_one_statement else self.atomic():
+            if is_outer and not waits:
+                session.ahead += "SET LOCAL synchronous_commit = off; "
+            try:
+                yield
+            finally:
+                if is_outer and is_one_statement:
+                    session.ahead = ""  # if there was no statement, it is for no other
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """Run a statement, and before it what was to be sent ahead of it."""
@@ -147,7 +153,11 @@ class Postgres(PooledPostgresqlDatabase):
     def run(self, statement: str, values: Sequence[Any]) -> Any:
         """Run a statement with a question mark for each value; see `Session.spell`."""
         session: Session = self.connection()
-        return self.execute_sql(session.spell(statement, values), values)
+        try:
+            return self.execute_sql(session.spell(statement, values), values)
+        except BaseException:
+            session.forget(statement)
+            raise
 
 
 @lru_cache(maxsize=500)

@@ -251,7 +251,7 @@ def to_trace(ids: Sequence[str]) -> dict[str, Told]:
     """Return what the folders of tasks are written from; tasks that are gone are missing."""
     if not ids:
         return {}
-    tasks = {row["id"]: row for row in db.rows(_TO_TRACE.format(named=db.among("id", ids)), ids)}
+    tasks = {row["id"]: row for row in db.rows(_TO_TRACE.format(unread=_UNREAD, named=db.among("id", ids)), ids)}
     few = {task_id: task["traced_seq"] for task_id, task in tasks.items() if task["chunks"] <= _FEW}
     entries = _by_task(_entries(few) + _events([task_id for task_id in tasks if task_id not in few]))
     kept = _by_task(_artifacts([task_id for task_id, task in tasks.items() if task["has_artifacts"] and task["status"] in FINAL]))
@@ -267,9 +267,10 @@ def to_trace(ids: Sequence[str]) -> dict[str, Told]:
     return told
 
 
-#: Tasks, how many log chunks of each are not in its folder yet, and whether it left files.
+_UNREAD = f"SELECT 1 FROM task_log WHERE task_id = task.id AND task_log.seq > traced_seq LIMIT {_FEW + 1}"
+#: Tasks, how many log chunks of each are not in its folder yet, or that they are many, and whether it left files.
 _TO_TRACE = """
-SELECT task.*, (SELECT COUNT(*) FROM task_log WHERE task_id = task.id AND task_log.seq > traced_seq) AS chunks,
+SELECT task.*, (SELECT COUNT(*) FROM ({unread}) AS few) AS chunks,
     EXISTS (SELECT 1 FROM task_artifact WHERE task_id = task.id) AS has_artifacts
 FROM task WHERE {named}
 """

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -169,12 +170,16 @@ class Sqlite(PooledSqliteDatabase):
                 self._pool_available.notify()
             session.is_pen = True
 
-    def commit_without_waiting(self) -> None:
-        """Let the commits of this connection not wait for the disk; whoever has promised something waits after them, see `File.settle`."""
+    def scope(self, *, is_one_statement: bool, waits: bool) -> AbstractContextManager[object]:
+        """Let what is done meanwhile be a transaction, or a part of the one that there is.
+
+        No commit waits for the disk; whoever has promised something does so after it, see `File.settle`.
+        """
         session: _Session = self._state.conn
-        if session.waits:
+        if session.waits and not self.in_transaction():
             self.run("PRAGMA synchronous = NORMAL")
             session.waits = False
+        return nullcontext() if is_one_statement else self.atomic()
 
     def _add_conn_hooks(self, conn: _Session) -> None:
         """Prepare a new connection; by then it holds the log that is there, or has begun another."""

@@ -15,10 +15,10 @@ from actors.orchestrator import Dispatcher
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, lifecycle, queries
+from tower import db, lifecycle, load, queries
 from tower.handler import Registry
 from tower.lifecycle import Outcome
-from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Rule, Task, TaskStart, new_id
+from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Decision, Rule, Task, TaskStart, new_id
 from tower.rules import Rules
 from tower.settings import Settings
 
@@ -394,26 +394,25 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) ->
 
 @pytest.mark.parametrize("limit", [{"concurrency_key": "k"}, {"rate_key": "api", "rate_limit": 1, "rate_per_s": 600.0}])
 def test_what_others_start_between_a_choice_and_its_start_counts(
-    rows: Settings, nudges: r.Nudges, dispatcher: Dispatcher, limit: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    dispatcher: Dispatcher, limit: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Passes look without a lock; of two that chose by the same state one starts something, and the other looks again."""
     r.add_worker(slots=9)
-    first, second = r.insert(**limit), r.insert(**limit)
-    lowered = r.insert(priority=-100)
-    others = Dispatcher(rows, nudges)  # type: ignore[arg-type]
-    ran = list[int]()
-    starts = meanwhile(monkeypatch, lambda: ran.append(others.run_pass()))
-    late = list[str]()
-    monkeypatch.setattr(others, "_deliver", lambda _: late.append(r.insert()))
+    chosen, free, urgent = r.insert(**limit), r.insert(), list[str]()
+
+    def start_others() -> None:
+        urgent.append(r.insert(priority=100, **limit))
+        r.dispatch(*urgent)
+
+    starts = meanwhile(monkeypatch, start_others)
     assert dispatcher.run_pass() == 1
-    assert ran == [2]
-    assert len(starts) == 3
-    assert [r.row(task_id)["status"] for task_id in (first, second, lowered, *late)] == [DISPATCHED, QUEUED, DISPATCHED, DISPATCHED]
+    assert len(starts) == 2
+    assert [r.row(task_id)["status"] for task_id in (chosen, free, *urgent)] == [QUEUED, DISPATCHED, DISPATCHED]
     assert len(db.read(lambda: list(TaskStart.select().tuples()))) == ("rate_key" in limit)
 
 
 def test_a_pause_holds_from_the_moment_it_is_answered(dispatcher: Dispatcher, nudges: r.Nudges, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also for what was chosen just before; the first decision ever is no other."""
+    """Also for what was chosen just before."""
     r.add_worker()
     task_id = r.insert()
     rules = Rules(Registry(), nudges)  # type: ignore[arg-type]
@@ -423,6 +422,33 @@ def test_a_pause_holds_from_the_moment_it_is_answered(dispatcher: Dispatcher, nu
     assert r.row(task_id)["status"] == QUEUED
     rules.resume("tower", "")
     assert dispatcher.run_pass() == 1
+
+
+def test_what_was_chosen_after_a_decision_that_a_crash_undid_is_void(dispatcher: Dispatcher) -> None:
+    """Postgres does not wait for the disk with decisions; another one takes the place of what was lost, and must not look like it."""
+    r.add_worker(slots=9)
+    before = db.read(load.read).token
+    r.dispatch(r.insert())
+    lost = db.read(load.read).token
+    db.unit(lambda: Decision.update(token=before).execute())
+    first, second = r.insert(concurrency_key="k"), r.insert(concurrency_key="k")
+    assert dispatcher.run_pass() == 1
+    assert db.unit(lambda: lifecycle.dispatch([second], lost)) == []
+    assert [r.row(task_id)["status"] for task_id in (first, second)] == [DISPATCHED, QUEUED]
+
+
+def test_a_full_fleet_is_not_looked_through_for_what_it_could_take(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each end of a task asks for a pass, and most find no room under a backlog."""
+    r.add_worker(slots=1)
+    for number in range(9):
+        r.insert(concurrency_key=f"k{number}")
+    looks, lanes = list[bool](), orchestrator._lanes
+    monkeypatch.setattr(orchestrator, "_lanes", lambda: looks.append(True) or lanes())
+    assert [dispatcher.run_pass() for _ in range(3)] == [2, 0, 0]
+    assert len(looks) == 1
+    r.add_worker("another", slots=4)
+    assert dispatcher.run_pass() == 5
+    assert len(looks) == 2
 
 
 def test_a_pass_that_others_always_forestall_comes_back_soon(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 from actors.trace import Tracer
 from tests import rows as r
 from tests.folders import contents
-from tower import db, leases, lifecycle, trace
+from tower import db, leases, lifecycle, queries, trace
 from tower.errors import NotFound
 from tower.folder import open_folder
 from tower.leases import Claim
@@ -43,6 +43,18 @@ def say(claim: Claim, text: str) -> None:
 
 def log_of(settings: Settings, task_id: str) -> str:
     return (settings.trace_dir / task_id / "log.txt").read_text()
+
+
+@pytest.mark.usefixtures("rows")
+def test_a_log_of_many_chunks_is_not_held_at_once() -> None:
+    """It is read piece by piece then: a chunk may be a quarter of a megabyte."""
+    claim = r.running()
+    for count in range(1, 6):
+        say(claim, f"{count}\n")
+        news = db.read(lambda: queries.to_trace([claim.id]))[claim.id]["news"]
+        assert (news is None) == (count > 4)
+        if news is not None:
+            assert [entry["text"] for entry in news if entry["text"]] == [f"{number}\n" for number in range(1, count + 1)]
 
 
 def test_a_folder_follows_its_task_and_ends_complete(tracer: Tracer, rows: Settings) -> None:

@@ -2,5 +2,6 @@
 
 
 def up(migrator, db):
-    """Make the table; its one row comes with the first decision."""
-    db.execute_sql("CREATE TABLE decision (id INTEGER NOT NULL PRIMARY KEY, number BIGINT NOT NULL)")
+    """Make the table with its one row."""
+    db.execute_sql("CREATE TABLE decision (id INTEGER NOT NULL PRIMARY KEY, token BIGINT NOT NULL)")
+    db.execute_sql("INSERT INTO decision (id, token) VALUES (1, 0)")
