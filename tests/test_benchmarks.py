@@ -13,18 +13,17 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["embedded", "services"])
 def test_a_measure_gives_its_figures(tmp_path: Path, mode: str) -> None:
-    """In a table, and in a file to compare the next time with."""
+    """In a table beside those of the last time, and in a file to compare the next time with."""
     kept = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks", "run", "--mode", mode, "--tasks", "64", "--json", str(kept)]
-    again = ["throughput"] if mode == "embedded" else []  # with the last time beside it
-    for names in ("throughput,many_clients", *again):
-        done = subprocess.run([*command, "--only", names], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(kept.read_text())
-        figures = found[f"throughput, {mode}"]
-        assert figures["tasks/s"] > 0
-        assert f"| throughput, {mode} | tasks/s | {figures['tasks/s']} |" in done.stdout
-        assert found[f"many_clients, {mode}"]["requests/s, a bare FastAPI"] > 0
+    kept.write_text(json.dumps({f"throughput, {mode}": {"tasks/s": 0.5}}))
+    command = [sys.executable, "-m", "benchmarks", "run", "--mode", mode, "--only", "throughput,many_clients", "--tasks", "64"]
+    done = subprocess.run([*command, "--json", str(kept)], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(kept.read_text())
+    figures = found[f"throughput, {mode}"]
+    assert figures["tasks/s"] > 0.5
+    assert f"| throughput, {mode} | tasks/s | {figures['tasks/s']} | 0.5 |" in done.stdout
+    assert found[f"many_clients, {mode}"]["requests/s, a bare FastAPI"] > 0
 
 
 def test_an_unknown_measure_is_refused() -> None:
