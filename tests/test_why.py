@@ -1,12 +1,15 @@
 """Why a task waits, in words, and when it will start, on both databases."""
 
 import re
+import shlex
+import subprocess
 from typing import Any
 
 import pytest
 
 from tests import rows as r
 from tower import db, lifecycle
+from tower.cli_rules import resume
 from tower.decision import Limits, Load, measure
 from tower.estimate import play
 from tower.lifecycle import Outcome
@@ -137,6 +140,18 @@ def test_each_pause_is_told_and_what_comes_after_them() -> None:
     assert told["reason"] == "paused"
     assert re.fullmatch(rf"the tower {since}; then type echo {since}; then key k held by {holder.id}, running .* s", told["summary"])
     assert [link["frees"] for link in told["chain"][:2]] == [f"when it is resumed: tower resume{what}" for what in ("", " type echo")]
+
+
+@pytest.mark.parametrize("key", ["a/b", "a b", "it's", "-x", "$(id)", "x;touch y", "ключ"])
+def test_the_command_that_ends_a_pause_is_safe_to_paste(key: str) -> None:
+    """A key is whatever somebody who may enqueue has called it."""
+    r.add_worker()
+    rule("key", key, paused_at=1.0)
+    command = explain(r.insert(concurrency_key=key))["chain"][0]["frees"].removeprefix("when it is resumed: tower ")
+    done = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line != "--"] == ["resume", "key", key]
+    context = resume.make_context("resume", shlex.split(command)[1:])
+    assert (context.params["kind"], context.params["name"]) == ("key", key)
 
 
 def test_of_a_time_to_come_only_what_somebody_has_to_end_is_told_beside_it() -> None:

@@ -1,5 +1,6 @@
 """Why a task has not started, what would free it, and when that will be. Runs inside `db.read`."""
 
+import shlex
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -158,8 +159,15 @@ def _obstacle(row: Row, found: Obstacle, now: Load) -> list[Link]:
 def _pause(place: Place, now: Load) -> Link:
     rule = now.rule(*place)
     by, reason = f" by {rule.paused_by}" if rule.paused_by else "", f": {rule.reason}" if rule.reason else ""
-    command = " ".join(["tower resume", *(part for part in place if part and place[0] != TOWER)])
-    return Link(PAUSED, f"{_called(place)} is paused since {rfc3339(rule.paused_at)}{by}{reason}", f"when it is resumed: {command}")
+    message = f"{_called(place)} is paused since {rfc3339(rule.paused_at)}{by}{reason}"
+    return Link(PAUSED, message, f"when it is resumed: {_resume(*place)}")
+
+
+def _resume(kind: str, name: str) -> str:
+    """Return the command that ends a pause, to be pasted into a shell; whoever enqueues a task may have chosen the name."""
+    if kind == TOWER:
+        return "tower resume"
+    return f"tower resume {kind} {'-- ' if name.startswith('-') else ''}{shlex.quote(name)}"
 
 
 def _holders(found: Obstacle, now: Load) -> list[Link]:
