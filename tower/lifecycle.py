@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from peewee import SQL
+
 from tower import db, moves
 from tower.decision import QUARANTINE, has_last_chance
 from tower.leases import Claim, append_log, appended, held, locked
@@ -182,9 +184,7 @@ def dispatch(ids: Sequence[str], token: int) -> list[Nudge]:
         also=(f"{_START} SELECT rate_key, updated_at, id FROM moved WHERE rate_key IS NOT NULL", ()),
     )
     if not db.is_postgres():
-        starts = [(row["rate_key"], row["updated_at"], row["id"]) for row in rows if row["rate_key"] is not None]
-        for some in moves.pieces(starts):
-            db.rows(f"{_START} VALUES {db.tuples(len(some), 3)}", [value for start in some for value in start])
+        _insert_lines(_START, [(row["rate_key"], row["updated_at"], row["id"]) for row in rows if row["rate_key"] is not None])
     return [Nudge(row["id"], row["type"], row["queue"]) for row in rows]
 
 
@@ -232,9 +232,9 @@ def _claim(worker_id: str, token: str, where: str, values: Sequence[Any]) -> lis
     return [_as_claim(row) for row in sorted(rows, key=lambda row: (row["rank"], row["id"]))]
 
 
-def in_time() -> Any:
+def in_time() -> SQL:
     """Return the condition under which a task may still start: its `expires_at` has not passed."""
-    return Task.expires_at.is_null() | (Task.expires_at > db.now())
+    return SQL(IN_TIME.format(now=db.now().sql))
 
 
 def give_up_late(limit: int) -> list[str]:
@@ -311,7 +311,7 @@ def _succeed(endings: Sequence[Ending]) -> set[str]:
     rows = change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, more=more, given=given, where=where, values=values, also=also)
     seqs = {row["id"]: row["seq"] for row in rows}
     if not db.is_postgres():
-        _keep_lines([(task_id, seqs[task_id] - back, *line) for task_id, back, *line in lines if task_id in seqs])
+        _insert_lines(_LOG, [(task_id, seqs[task_id] - back, *line) for task_id, back, *line in lines if task_id in seqs])
     return set(seqs)
 
 
@@ -327,9 +327,9 @@ def _with_lines(lines: Sequence[_Line]) -> tuple[str, Sequence[Any]]:
     return f"{_LOG} SELECT moved.id, {numbers}, column5 FROM {given} JOIN moved ON moved.id = column1", values
 
 
-def _keep_lines(lines: Sequence[tuple[Any, ...]]) -> None:
+def _insert_lines(into: str, lines: Sequence[tuple[Any, ...]]) -> None:
     for some in moves.pieces(lines):
-        db.rows(f"{_LOG} VALUES {db.tuples(len(some), 5)}", [value for line in some for value in line])
+        db.rows(f"{into} VALUES {db.tuples(len(some), len(some[0]))}", [value for line in some for value in line])
 
 
 def _held(claim: Claim) -> tuple[str, int, str]:

@@ -1,4 +1,4 @@
-"""Postgres as the tower uses it: statements are prepared, few ways are gone, and an event loop waits for one connection by itself."""
+"""Postgres as the tower uses it: statements are prepared, transactions begin with them, and an event loop waits for one connection."""
 
 import asyncio
 import itertools
@@ -119,7 +119,7 @@ class Postgres(PooledPostgresqlDatabase):
                 yield
             finally:
                 if is_outer and is_one_statement:
-                    session.ahead = ""  # if there was no statement, it is for no other
+                    self._drop_unsent()  # if there was no statement, it is for no other
 
     def execute_sql(self, sql: str, params: Any = None) -> Any:
         """Run a statement, and before it what was to be sent ahead of it."""
