@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,7 @@ class Crew(Middleware):
         self._settings = settings
         self._registry = registry
         self._nudger = Nudger(broker)
-        self._dispatcher = Dispatcher(settings, self._nudger, self._offer, self._turnover)
+        self._dispatcher = Dispatcher(settings, self._nudger, self._offer, self._start_here, self._turnover)
         self._tracer = Tracer(settings)
         self._runner: Runner | None = None
         self._worker: WorkerProcess | None = None
@@ -95,6 +95,9 @@ class Crew(Middleware):
 
     def _offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
         return nudges if self._runner is None or self._is_leaving else self._runner.offer(nudges)
+
+    def _start_here(self, ids: Sequence[str], queues: Collection[str], token: int) -> int | None:
+        return None if self._runner is None or self._is_leaving else self._runner.start(ids, queues, token)
 
     def _turnover(self) -> float:
         return self._runner.take_turnover() if self._runner else 0.0

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,17 +37,25 @@ _MOST_TRIES, _FORESTALLED_S = 10, 0.002
 
 #: Puts tasks into free slots of this process; returns those for which there are none.
 Offer = Callable[[Sequence[Nudge]], Sequence[Nudge]]
+#: Starts what a decision has chosen, tasks of these queues, in free slots of this process; returns how many began, None without the slots.
+Start = Callable[[Sequence[str], Collection[str], int], int | None]
 
 
 class Dispatcher:
     """Runs passes; nudges that arrive while one runs are answered together by the next."""
 
     def __init__(
-        self, settings: Settings, nudger: Nudger, offer: Offer = lambda nudges: nudges, turnover: Callable[[], float] = float
+        self,
+        settings: Settings,
+        nudger: Nudger,
+        offer: Offer = lambda nudges: nudges,
+        start: Start = lambda ids, queues, token: None,
+        turnover: Callable[[], float] = float,
     ) -> None:
         self._settings = settings
         self._nudger = nudger
         self._offer = offer
+        self._start = start
         #: Returns how many short tasks a slot has ended since this was asked last.
         self._turnover = turnover
         #: Whether the last pass found no room for more: then every end of a task makes some.
@@ -112,18 +120,27 @@ class Dispatcher:
         for tries in range(_MOST_TRIES):
             if tries:
                 time.sleep(random.uniform(0, tries * _FORESTALLED_S))  # so that many do not look in step
-            chosen, token = db.read(partial(self._choose, ahead), in_turn=True)
-            if not chosen:
+            walk = db.read(partial(self._choose, ahead), in_turn=True)
+            if not walk.chosen:
                 return 0
             fault("dispatch.before_commit")
-            started = db.unit(partial(lifecycle.dispatch, chosen, token), is_one_statement=db.is_postgres(), is_promise=False)
+            started = self._start(walk.chosen, walk.queues, walk.load.token)
+            if started is None:
+                started = self._dispatch(walk)
             if started:
-                fault("dispatch.after_commit")
-                self._deliver(started)
                 fault("dispatch.after_send")
-                return len(started)
+                return started
         self._be_due(_NEW_S)
         return 0
+
+    def _dispatch(self, walk: "Walk") -> int:
+        """Mark what was chosen as dispatched, and have it started wherever there are slots."""
+        work = partial(lifecycle.dispatch, walk.chosen, walk.load.token)
+        nudges = db.unit(work, is_one_statement=db.is_postgres(), is_promise=False)
+        if nudges:
+            fault("dispatch.after_commit")
+            self._deliver(nudges)
+        return len(nudges)
 
     def _ready(self, asked: Sequence[str]) -> queries.Ready:
         """Return what is ready, once those whose time has come have been woken; a pass is due when the next one's comes."""
@@ -155,16 +172,16 @@ class Dispatcher:
                 idle[nudge.queue] -= 1
                 self._nudger.send(handler_actor(nudge.type), nudge.id)
 
-    def _choose(self, ahead: float) -> tuple[list[str], int]:
-        """Return which tasks may start, and the token of the decision that this follows; note when a rate frees one that may not."""
+    def _choose(self, ahead: float) -> "Walk":
+        """Return a walk that has chosen which tasks may start; note when a rate frees one that may not."""
         # Where there was no room, there most likely is none: then nothing but that is read.
-        walk, chosen = look(self._settings.lease_s, ahead, with_lanes=not self._was_cut_short), list[str]()
+        walk = look(self._settings.lease_s, ahead, with_lanes=not self._was_cut_short)
         while walk.goes_on:
-            chosen += walk.step()
+            walk.step()
         if walk.frees_at is not None:
             self._be_due(walk.frees_at - walk.load.now)
         self._was_cut_short = not walk.load.open_queues()
-        return chosen, walk.load.token
+        return walk
 
 
 class Walk:
@@ -182,7 +199,9 @@ class Walk:
         self._is_first = True
         self._is_over = False
         self._after: tuple[float, str] | None = None
-        self._chosen = Counter[str]()
+        #: The tasks that may start, in their order, and their queues.
+        self.chosen, self.queues = list[str](), set[str]()
+        self._starts = Counter[str]()
         self._blocked_keys = set[tuple[str, int]]()
         self._blocked_rates = set[tuple[str, int, float]]()
 
@@ -191,19 +210,21 @@ class Walk:
         """Whether there may be another task that can start."""
         return not self._is_over and bool(self.load.open_queues())
 
-    def step(self) -> list[str]:
-        """Choose from the next tasks; return the ids of the chosen."""
+    def step(self) -> None:
+        """Choose from the next tasks."""
         heads = self._heads() if self._is_first else None
         self._is_first = False
         rows = self._page() if heads is None else heads
-        load.add_starts(self.load, rows, self._chosen)
+        load.add_starts(self.load, rows, self._starts)
         chosen, self.load = choose(rows, self.load)
         picked = set(chosen)
-        self._chosen.update(row["rate_key"] for row in rows if row["id"] in picked and row["rate_key"] is not None)
+        taken = [row for row in rows if row["id"] in picked]
+        self.chosen += chosen
+        self.queues.update(row["queue"] for row in taken)
+        self._starts.update(row["rate_key"] for row in taken if row["rate_key"] is not None)
         self._learn(row for row in rows if row["id"] not in picked)
         self._is_over = heads is not None or len(rows) < PAGE
         self._after = (rows[-1]["rank"], rows[-1]["id"]) if rows else None
-        return chosen
 
     def _heads(self) -> list[Row] | None:
         """Return as many tasks of each lane as it has openings, and one more, in order, if the lanes are few; None if they are not.

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -104,6 +104,16 @@ class Runner:
         given = set(ours[:slots])
         return [nudge for nudge in nudges if nudge not in given]
 
+    def start(self, ids: Sequence[str], queues: Collection[str], token: int) -> int | None:
+        """Start what the decision of this token has chosen, if there is a free slot here for each; return how many began, else None.
+
+        To dispatch and to claim it together spares a commit.
+        """
+        if self._is_behind or not set(queues).issubset(self._worker.queues):
+            return None
+        slots = self._worker.take_slots(len(ids), all_or_none=True)
+        return self._start(slots, partial(lifecycle.start, ids, token, self._worker.id)) if slots else None
+
     def take_turnover(self) -> float:
         """Return how many short tasks a slot has ended, on average, since this was asked last."""
         return self._tempo.take_short() / max(1, self._worker.slots)
@@ -124,17 +134,18 @@ class Runner:
         if slots:
             self._start(slots)
 
-    def _start(self, slots: int) -> None:
+    def _start(self, slots: int, claim: Callable[[str], list[Claim]] | None = None) -> int:
         """Claim, with one commit, a task for each of these slots, which are taken, and run them; give back what gets none."""
         answer = _Answer()
         try:
-            [answer] = self._write([_Round(takes=slots)])
+            [answer] = self._write([_Round(takes=slots)], claim)
         finally:
             self._worker.give_slots(slots - len(answer.claims))
         for batch in self._tempo.batches(answer.claims, answer.leased_at):
             self._begin(batch)
         if len(answer.claims) < slots and self._is_behind:  # somebody found no slot meanwhile
             self.fill()
+        return len(answer.claims)
 
     def _begin(self, batch: Batch) -> None:
         try:
@@ -279,17 +290,18 @@ class Runner:
         fault("finish.after_commit")
         return status
 
-    def _write(self, rounds: Sequence[_Round]) -> list[_Answer]:
-        """Record the ends of attempts and claim as many tasks as are taken, in one transaction."""
+    def _write(self, rounds: Sequence[_Round], claim: Callable[[str], list[Claim]] | None = None) -> list[_Answer]:
+        """Record the ends of attempts and claim as many tasks as are taken, those dispatched first if not said, in one transaction."""
         token, sent = new_id(), 0.0
         endings = [ending for one in rounds for ending in one.endings]
         takes = sum(one.takes for one in rounds)
+        claim = claim or (lambda token: lifecycle.claim_some(self._worker.id, token, takes, self._worker.queues))
 
         def work() -> tuple[list[str | None], list[Claim]]:
             nonlocal sent
             sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
             statuses = lifecycle.finish_all(endings)
-            return statuses, lifecycle.claim_some(self._worker.id, token, takes, self._worker.queues) if takes else []
+            return statuses, claim(token) if takes else []
 
         def recognise() -> tuple[list[str | None], list[Claim]] | None:
             statuses = [lifecycle.finished(ending.claim.id, ending.token) for ending in endings]

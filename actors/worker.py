@@ -112,10 +112,12 @@ class WorkerProcess:
         """How many more tasks it can take."""
         return 0 if self._stopping.is_set() or not self.guard.is_up else self.slots - self._busy
 
-    def take_slots(self, wanted: int) -> int:
+    def take_slots(self, wanted: int, *, all_or_none: bool = False) -> int:
         """Take so many slots, or those that are free; return how many."""
         with self._lock:
             taken = max(0, min(wanted, self.free_slots))
+            if all_or_none and taken < wanted:
+                return 0
             self._busy += taken
         if taken:
             self._last_nudge = time.monotonic()

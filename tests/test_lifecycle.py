@@ -3,16 +3,32 @@
 import itertools
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests import rows as r
-from tower import db, leases, lifecycle, moves, queries, reminders
+from tower import db, leases, lifecycle, load, moves, queries, reminders
 from tower.leases import Claim
-from tower.lifecycle import LogPart, Outcome
-from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, STATUSES, SUCCEEDED, TIMED_OUT, Task, TaskEvent, new_id
+from tower.lifecycle import LogPart, NewTask, Outcome
+from tower.models import (
+    CANCELLED,
+    DISPATCHED,
+    FAILED,
+    FINAL,
+    QUEUED,
+    RUNNING,
+    STATUSES,
+    SUCCEEDED,
+    TIMED_OUT,
+    Task,
+    TaskEvent,
+    TaskStart,
+    new_id,
+)
 from tower.moves import ARROWS
+from tower.reminders import NUDGE_S
 from tower.settings import Settings
 
 pytestmark = pytest.mark.usefixtures("rows")
@@ -103,6 +119,46 @@ def test_a_claim_whose_answer_was_lost_is_recognised() -> None:
     claim = db.unit(lambda: lifecycle.claim("w1", "token", task_id=task_id))
     assert db.unit(lambda: lifecycle.claimed("token")) == [claim]
     assert db.unit(lambda: lifecycle.claimed("other")) == []
+
+
+def test_what_is_chosen_and_leased_at_one_moment_leaves_the_events_of_both() -> None:
+    """As if it had been dispatched first, also for a second attempt; in order, and with the start counted that a rate is held to."""
+    late, first, again = r.insert(rate_key="api", rate_limit=9, rate_per_s=60.0), r.insert(priority=5), r.running(max_attempts=2)
+    assert finish(again, replace(BROKEN, retry_after_s=0.0)) == QUEUED
+    claims = _start(late, first, again.id)
+    assert [(claim.id, claim.attempt, claim.worker_id, claim.token) for claim in claims] == [
+        (first, 1, "w1", "token"),
+        (late, 1, "w1", "token"),
+        (again.id, 2, "w1", "token"),
+    ]
+    assert db.unit(lambda: lifecycle.claimed("token")) == claims
+    told = [(event["seq"], event["attempt"], event["kind"]) for event in db.read(lambda: queries.events(again.id))]
+    assert told[3:] == [(4, 1, "retry_scheduled"), (5, 1, "dispatched"), (6, 2, "started")]
+    assert [(event["kind"], event["data"]) for event in db.read(lambda: queries.events(late))][1:] == [
+        ("dispatched", "{}"),
+        ("started", '{"worker":"w1"}'),
+    ]
+    row = r.row(late)
+    assert (row["status"], row["seq"], row["nudges"]) == (RUNNING, 3, 0)
+    assert row["dispatched_at"] <= row["started_at"]
+    assert [start.task_id for start in db.read(lambda: list(TaskStart.select()))] == [late]
+    assert [finish(claim) for claim in claims] == [SUCCEEDED] * 3
+
+
+def test_what_is_leased_at_the_moment_it_is_chosen_is_still_held_to_its_decision_and_its_deadline() -> None:
+    """After another decision nothing starts, and nothing whose time to start has passed."""
+    task_id, late = r.insert(), r.insert(expires_at=db.read(db.clock) - 1)
+    decided = db.read(load.read).token
+    db.unit(lifecycle.void_decisions)
+    assert db.unit(lambda: lifecycle.start([task_id], decided, "w1", "token")) == []
+    assert r.kinds(task_id) == ["queued"]
+    assert [claim.id for claim in _start(task_id, late)] == [task_id]
+    assert _start(task_id, late) == []
+    assert r.kinds(late) == ["queued"]
+
+
+def _start(*ids: str) -> list[Claim]:
+    return db.unit(lambda: lifecycle.start(ids, load.read().token, "w1", "token"))
 
 
 def test_a_finish_whose_answer_was_lost_is_recognised() -> None:
@@ -246,6 +302,33 @@ def test_a_transition_that_has_no_arrow_is_a_mistake_of_ours() -> None:
         db.unit(lambda: moves.move(Task.id == "x", (SUCCEEDED,), QUEUED, "queued", {}))
     with pytest.raises(ValueError, match="No arrow leads from queued to succeeded"):
         db.unit(lambda: moves.change(SUCCEEDED, (QUEUED,), "succeeded", {}, where="true"))
+
+
+@pytest.mark.parametrize("way", [lifecycle.insert, lifecycle.enter])
+@pytest.mark.parametrize(
+    "more", [{}, {"title": "t", "priority": 7, "concurrency_key": "k", "concurrency_limit": 3, "silence_s": 0.5}, {"not_before": 4e9}]
+)
+def test_a_task_is_the_same_whether_it_comes_alone_or_among_others(way: Callable[[list[NewTask]], object], more: dict[str, Any]) -> None:
+    """All that it brings along, and what it gets by the clock of the database."""
+    given: dict[str, Any] = {"type": "echo", "queue": "q", "payload": '{"a":"ä"}', "labels": {}, "priority": 0, "not_before": None}
+    given |= {"timeout_s": 1.5, "max_attempts": 2, "max_losses": 3, "retry_of": "other", **more}
+    alone, one, two = (NewTask(id=task_id, correlation_id=task_id, **given) for task_id in (new_id(), new_id(), new_id()))
+    other = NewTask(
+        id=new_id(), correlation_id="other", **(given | {"rate_key": "r", "rate_limit": 2, "rate_per_s": 0.5, "requested_by": "me"})
+    )
+    for some in ([alone], [one, other, two]):
+        db.unit(lambda some=some: way(some))  # type: ignore[misc]
+    rows = [r.row(task.id) for task in (alone, one, two)]
+    for row in rows:
+        assert row["created_at"] == row["queued_at"] == row["updated_at"] == row["rank"] + row["priority"]
+        assert row["nudge_at"] == (row["not_before"] or row["created_at"] + NUDGE_S)
+        assert row["ready_at"] == (row["not_before"] or 0)
+        assert {name: row[name] for name in given if name != "labels"} == {name: value for name, value in given.items() if name != "labels"}
+    own = ("id", "correlation_id", "rank", "created_at", "queued_at", "updated_at", "trace_due_at", "nudge_at")
+    same = [{name: value for name, value in row.items() if name not in own} for row in rows]
+    assert same == [same[0]] * 3
+    assert [r.row(other.id)[name] for name in ("rate_key", "rate_limit", "rate_per_s", "requested_by")] == ["r", 2, 0.5, "me"]
+    assert r.kinds(alone.id) == r.kinds(two.id) == ["queued"]
 
 
 def test_a_thousand_tasks_are_inserted_together() -> None:

@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 
 from tests import rows as r
 from tests.conftest import forget_all_rows
-from tower import db, leases, lifecycle, reminders
+from tower import db, leases, lifecycle, load, reminders
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
 from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT, Task, TaskEvent, TaskLog, new_id
@@ -163,6 +163,10 @@ def answer_lost(is_lost: bool) -> Iterator[None]:
         vars(real).pop("commit", None)
 
 
+def _first(claims: Sequence[Claim]) -> Claim | None:
+    return next(iter(claims), None)
+
+
 class Lifecycle(RuleBasedStateMachine):
     """All that may happen to a few tasks, in any order; each rule says what must come of it."""
 
@@ -268,9 +272,17 @@ class Lifecycle(RuleBasedStateMachine):
     def take(self, draw: Draw) -> None:
         waiting = [task for task, life in self.lives.items() if life.status in (QUEUED, DISPATCHED)]
         task, worker, is_lost = pick(draw, [*waiting, *waiting, *self.tasks]), draw(WORKERS), draw(LOST)
-        how = draw(st.sampled_from(["dispatch and claim", "dispatch and claim", "claim", "claim the first"]))
+        how = draw(st.sampled_from(["dispatch and claim", "start", "claim", "claim the first"]))
         if how == "dispatch and claim":
             self._dispatch(task)
+        if how == "start":
+            life = self.lives[task]
+            may_start = life.status == QUEUED and not life.is_late
+            if may_start:
+                life.move(DISPATCHED, "dispatched")
+            decided = db.read(load.read).token
+            self._lease(worker, lambda token: _first(lifecycle.start([task], decided, worker, token)), task if may_start else None, is_lost)
+            return
         if how == "claim the first":
             order = [row[0] for row in db.read(lambda: list(Task.select(Task.id).order_by(Task.rank, Task.id).tuples()))]
             startable = (task for task in order if self._may_start(task))
@@ -282,12 +294,12 @@ class Lifecycle(RuleBasedStateMachine):
         return self.lives[task].status == DISPATCHED and not self.lives[task].is_late
 
     def _claim(self, worker: str, asked: str | None, expected: str | None, is_lost: bool) -> None:
+        self._lease(worker, lambda token: lifecycle.claim(worker, token, task_id=asked, queues=["default"]), expected, is_lost)
+
+    def _lease(self, worker: str, take: Callable[[str], Claim | None], expected: str | None, is_lost: bool) -> None:
         token = new_id()
         with answer_lost(is_lost):
-            claim = db.unit(
-                lambda: lifecycle.claim(worker, token, task_id=asked, queues=["default"]),
-                recognise=lambda: next(iter(lifecycle.claimed(token)), None),
-            )
+            claim = db.unit(lambda: take(token), recognise=lambda: _first(lifecycle.claimed(token)))
         assert (claim and claim.id) == expected
         if claim is None:
             return

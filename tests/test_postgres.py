@@ -16,10 +16,11 @@ from playhouse.pool import PooledPostgresqlDatabase
 
 from actors.handlers import load as load_handlers
 from tests import rows as r
-from tower import db
+from tower import db, lifecycle, queries, reminders
 from tower import postgres as module
 from tower.errors import Unavailable
-from tower.models import QUEUED, Task
+from tower.lifecycle import Ending, LogPart, NewTask, Outcome
+from tower.models import QUEUED, SUCCEEDED, Task, new_id
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
 from tower.spec import TaskSpec
@@ -193,6 +194,36 @@ def test_a_statement_that_could_not_be_prepared_is_prepared_the_next_time(engine
         return said
 
     assert db.read(work) == [{"said": "a"}, {"said": "b"}, {"said": "b"}]
+
+
+def test_one_plan_does_for_any_number_of_tasks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To plan costs as much as to do, and is done for each connection and each statement that it has not seen before."""
+    said = set[str]()
+    run = module.Postgres.run
+    monkeypatch.setattr(module.Postgres, "run", lambda self, statement, values: said.add(statement) or run(self, statement, values))  # type: ignore[func-returns-value]
+
+    def live(count: int) -> set[str]:
+        said.clear()
+        new = [NewTask(**{**_NEW, "id": task_id, "correlation_id": task_id}) for task_id in (new_id() for _ in range(count))]
+        db.unit(lambda: lifecycle.enter(new))
+        ids = [task.id for task in new]
+        db.read(lambda: queries.ready(ids))
+        assert len(r.dispatch(*ids)) == count
+        claims = db.unit(lambda: lifecycle.claim_some("w1", new_id(), count, ["default"]))
+        endings = [Ending(claim, Outcome(SUCCEEDED, result="{}"), new_id(), [LogPart(1, "a line\n")]) for claim in claims]
+        assert db.unit(lambda: lifecycle.finish_all(endings)) == [SUCCEEDED] * count
+        told = db.read(lambda: queries.to_trace(ids))
+        db.unit(lambda: reminders.traced([(task_id, told[task_id]["task"]["seq"], 7) for task_id in ids]))
+        assert {(row["traced_seq"], row["traced_bytes"]) for row in map(r.row, ids)} == {(5, 7)}
+        return set(said)
+
+    assert live(2) == live(9)
+
+
+_NEW: dict[str, Any] = {
+    "type": "echo", "queue": "default", "payload": "{}", "labels": {}, "priority": 0, "not_before": None,
+    "timeout_s": 60.0, "max_attempts": 1, "max_losses": 3,
+}
 
 
 def test_a_statement_that_fails_undoes_what_was_begun_with_it(engine: Engine) -> None:

@@ -99,7 +99,7 @@ def _postgres(settings: Settings) -> peewee.Database:
     options: dict[str, Any] = {
         "connect_timeout": 3,
         # Plans are kept, and the first is made while the tables are empty: no index would ever be used.
-        "options": f"{_LIMITS} -c enable_seqscan=off -c enable_bitmapscan=off -c jit=off",
+        "options": f"{_LIMITS} -c enable_seqscan=off -c enable_bitmapscan=off -c jit=off -c plan_cache_mode=force_generic_plan",
         "tcp_user_timeout": 10_000,
         "keepalives_idle": 10,
         "keepalives_interval": 5,
@@ -269,13 +269,18 @@ def now() -> peewee.SQL:
     return peewee.SQL("((julianday('now') - 2440587.5) * 86400.0)")
 
 
+def moment() -> peewee.SQL:
+    """Return the time at which the database got the statement, as SQL: the same wherever it stands, for what waits for nobody."""
+    return peewee.SQL(now().sql.replace("clock_timestamp", "statement_timestamp"))
+
+
 def clock() -> float:
     """Ask the database for its time, in seconds since the epoch."""
     return float(database.execute_sql(f"SELECT {now().sql}").fetchone()[0])
 
 
 def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Run a statement written by hand, with a question mark for each value and {now} for the database's clock; return its rows."""
+    """Run a statement written by hand, with a question mark for each value, {now} and {moment} for what they return; return its rows."""
     cursor = database.obj.run(_spelled(statement), values)
     if cursor.description is None:
         return []
@@ -284,7 +289,7 @@ def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
 
 
 def _spelled(statement: str) -> str:
-    return statement.replace("{now}", now().sql)
+    return statement.replace("{now}", now().sql).replace("{moment}", moment().sql)
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:
@@ -296,9 +301,11 @@ def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]
     return answer["now"], [answer[f"answer{number}"] or [] for number in range(len(statements))]
 
 
-def among(column: str, values: Sequence[Any]) -> str:
-    """Return the condition that a column holds one of these values, as SQL."""
-    return f"{column} IN ({', '.join('?' * len(values))})"
+def among(column: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
+    """Return the condition that a column holds one of these values, as SQL, and its values, which to Postgres are one."""
+    if is_postgres():
+        return f"{column} = ANY (?)", [list(values)]
+    return f"{column} IN ({', '.join('?' * len(values))})", list(values)
 
 
 def found(column: str, statement: str) -> str:
@@ -307,8 +314,15 @@ def found(column: str, statement: str) -> str:
 
 
 def listed(lines: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
-    """Return lines of values as SQL that can stand behind FROM, with their columns named column1, column2, …, and the values."""
-    return f"(VALUES {tuples(len(lines), len(lines[0]))}) AS given", [value for line in lines for value in line]
+    """Return lines of values as SQL that can stand behind FROM, with their columns named column1, column2, …, and the values.
+
+    Postgres gets a list for each column, of texts, so that one plan does for any number of lines.
+    """
+    if not is_postgres():
+        return f"(VALUES {tuples(len(lines), len(lines[0]))}) AS given", [value for line in lines for value in line]
+    columns = [list(column) for column in zip(*lines, strict=True)]
+    names = ", ".join(f"column{number}" for number, _ in enumerate(columns, 1))
+    return f"unnest({', '.join(['CAST(? AS text[])'] * len(columns))}) AS given ({names})", columns
 
 
 def tuples(count: int, columns: int) -> str:

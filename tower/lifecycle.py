@@ -171,23 +171,47 @@ def dispatch(ids: Sequence[str], token: int) -> list[Nudge]:
 
     None is if anything else has been decided since the decision of this token.
     """
-    rows = change(
-        DISPATCHED,
-        (QUEUED,),
-        "dispatched",
-        {},
-        sets=f"nudges = 0, nudge_at = {{now}} + {NUDGE_S}, dispatched_at = {{now}}",
-        where=db.among("id", ids),
-        values=ids,
-        returning=("queue", "rate_key"),
-        allowed=(f"{_DECIDE} WHERE token = ? RETURNING id", (new_token(), token)),
-        also=(f"{_START} SELECT rate_key, updated_at, id FROM moved WHERE rate_key IS NOT NULL", ()),
-    )
-    if not db.is_postgres():
-        _insert_lines(_START, [(row["rate_key"], row["updated_at"], row["id"]) for row in rows if row["rate_key"] is not None])
+    where, values = db.among("id", ids)
+    rows = _start(DISPATCHED, "dispatched", {}, token, sets=_CHOSEN, where=where, values=values, returning=("queue",))
     return [Nudge(row["id"], row["type"], row["queue"]) for row in rows]
 
 
+def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str) -> list[Claim]:
+    """Mark queued tasks as chosen to start and lease them to a worker at that moment: `dispatch` and `claim` in one."""
+    where, values = db.among("id", ids)
+    rows = _start(
+        RUNNING,
+        "started",
+        {"worker": worker_id},
+        token,
+        via=DISPATCHED,
+        sets=f"{_CHOSEN}, {_LEASED}",
+        where=f"{where} AND {IN_TIME}",
+        values=[worker_id, claim_token, *values],
+        returning=("rank", *_CLAIMED),
+    )
+    return _as_claims(rows)
+
+
+def _start(target: str, kind: str, data: dict[str, Any], token: int, *, returning: Sequence[str], **how: Any) -> list[moves.Row]:
+    """Change queued tasks as `change` does, if nothing else has been decided since the decision of this token."""
+    rows = change(
+        target,
+        (QUEUED,),
+        kind,
+        data,
+        returning=(*returning, "rate_key"),
+        allowed=(f"{_DECIDE} WHERE token = ? RETURNING id", (new_token(), token)),
+        also=(f"{_START} SELECT rate_key, updated_at, id FROM moved WHERE rate_key IS NOT NULL", ()),
+        **how,
+    )
+    if not db.is_postgres():
+        _insert_lines(_START, [(row["rate_key"], row["updated_at"], row["id"]) for row in rows if row["rate_key"] is not None])
+    return rows
+
+
+_CHOSEN = f"nudges = 0, nudge_at = {{now}} + {NUDGE_S}, dispatched_at = {{now}}"
+_LEASED = "attempt = attempt + 1, worker_id = ?, claim_token = ?, beat = beat + 1, started_at = {now}, cancel_requested_at = NULL"
 _START = "INSERT INTO task_start (rate_key, at, task_id)"
 _DECIDE = "UPDATE decision SET token = ?"
 
@@ -209,9 +233,10 @@ def claim(worker_id: str, token: str, *, task_id: str | None = None, queues: Seq
 
 def claim_some(worker_id: str, token: str, most: int, queues: Sequence[str]) -> list[Claim]:
     """Lease the first dispatched tasks of these queues, in their order; see `claim`."""
-    first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)} AND {IN_TIME} ORDER BY rank, id LIMIT ?"
+    theirs, values = db.among("queue", queues)
+    first = f"SELECT id FROM task WHERE status = '{DISPATCHED}' AND {theirs} AND {IN_TIME} ORDER BY rank, id LIMIT ?"
     chosen = db.found("id", f"{first} FOR UPDATE SKIP LOCKED" if db.is_postgres() else first)
-    return _claim(worker_id, token, chosen, [*queues, most])
+    return _claim(worker_id, token, chosen, [*values, most])
 
 
 #: A task may still start: its `expires_at` has not passed.
@@ -224,12 +249,12 @@ def _claim(worker_id: str, token: str, where: str, values: Sequence[Any]) -> lis
         (DISPATCHED,),
         "started",
         {"worker": worker_id},
-        sets="attempt = attempt + 1, worker_id = ?, claim_token = ?, beat = beat + 1, started_at = {now}, cancel_requested_at = NULL",
+        sets=_LEASED,
         where=f"{where} AND {IN_TIME}",
         values=[worker_id, token, *values],
         returning=("rank", *_CLAIMED),
     )
-    return [_as_claim(row) for row in sorted(rows, key=lambda row: (row["rank"], row["id"]))]
+    return _as_claims(rows)
 
 
 def in_time() -> SQL:
@@ -267,6 +292,11 @@ _CLAIMED = (
     "error",
     "started_at",
 )
+
+
+def _as_claims(rows: Sequence[moves.Row]) -> list[Claim]:
+    """Return the claims of these rows, in the order of the queue."""
+    return [_as_claim(row) for row in sorted(rows, key=lambda row: (row["rank"], row["id"]))]
 
 
 def _as_claim(row: dict[str, Any]) -> Claim:

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from string import Formatter
 from typing import Any, TypeVar
 
 from peewee import SQL
@@ -52,15 +53,17 @@ _MADE = {
     "status": f"'{QUEUED}'",
     **dict.fromkeys(("attempt", "failures", "losses", "beat", "nudges", "traced_seq", "traced_bytes", "trace_tries"), "0"),
     "seq": "1",
-    "rank": "at - {priority}",
-    "ready_at": "CASE WHEN {not_before} > at THEN {not_before} ELSE 0 END",
-    "nudge_at": f"CASE WHEN {{not_before}} > at THEN {{not_before}} ELSE at + {NUDGE_S} END",
-    "trace_due_at": f"at + {WAITING_TRACE_S}",
-    **dict.fromkeys(("created_at", "queued_at", "updated_at"), "at"),
+    "rank": "{at} - {priority}",
+    "ready_at": "CASE WHEN {not_before} > {at} THEN {not_before} ELSE 0 END",
+    "nudge_at": f"CASE WHEN {{not_before}} > {{at}} THEN {{not_before}} ELSE {{at}} + {NUDGE_S} END",
+    "trace_due_at": f"{{at}} + {WAITING_TRACE_S}",
+    **dict.fromkeys(("created_at", "queued_at", "updated_at"), "{at}"),
 }
 _EVENT = "INSERT INTO task_event (task_id, seq, attempt, at, kind, data)"
 #: In Postgres, the events of the rows that a statement named `moved` has changed.
-_TOLD = f"{_EVENT} SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
+_TELLING = "SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
+_TOLD = f"{_EVENT} {_TELLING}"
+_TOLD_VIA = f"{_EVENT} SELECT id, seq - 1, attempt - 1, updated_at, '{{via}}', '{{{{}}}}' FROM moved"
 
 _log = logging.getLogger("tower.task")
 
@@ -77,7 +80,8 @@ def insert(tasks: Sequence[Row], data: dict[str, Any]) -> set[str]:
 
 
 def _insert(tasks: Sequence[Row], data: dict[str, Any]) -> list[Row]:
-    return _with_events(_insertion(len(tasks)), _values(tasks), "queued", data)
+    statement, values = _insertion(tasks)
+    return _with_events(statement, values, "queued", data)
 
 
 def enter(tasks: Sequence[Row], data: dict[str, Any]) -> None:
@@ -97,48 +101,49 @@ def send(tasks: Sequence[Row], data: dict[str, Any], then: Callable[[], T]) -> "
     return db.send(*_entry(tasks, data), entered)
 
 
-def _entry(tasks: Sequence[Row], data: dict[str, Any]) -> tuple[str, list[Any]]:
+def _entry(tasks: Sequence[Row], data: dict[str, Any]) -> Statement:
     """Return the statement that inserts tasks with their first events, and its values."""
     event = ["queued", _text(data)]
     if db.is_postgres():
-        return _entry_into_postgres(len(tasks)), [*_values(tasks), *event]
-    return _entry_into_sqlite(len(tasks)), [*event, *_values(tasks)]
+        statement, values = _insertion(tasks)
+        return f"WITH moved AS ({statement}) {_TOLD}", [*values, *event]
+    names, rows, values = _new(tasks, "?, ?, ")
+    return f"INSERT INTO task_entry (kind, data, {names}) {rows}", [*event, *values]
 
 
 def _tell_new(tasks: Sequence[Row], data: dict[str, Any]) -> None:
     _tell([{"id": task["id"], "attempt": 0} for task in tasks], "queued", data)
 
 
-def _values(tasks: Sequence[Row]) -> list[Any]:
-    return [task[name] for task in tasks for name in _GIVEN]
+def _insertion(tasks: Sequence[Row]) -> Statement:
+    """Return the statement that inserts tasks, and its values."""
+    names, rows, values = _new(tasks)
+    return f"INSERT INTO task ({names}) {rows} ON CONFLICT DO NOTHING RETURNING id, seq, attempt, created_at AS updated_at", values
 
 
-@lru_cache(maxsize=ROWS)
-def _insertion(count: int) -> str:
-    """Return the statement that inserts so many tasks."""
-    names, taken, source = _new(count)
-    return f"""
-        INSERT INTO task ({names}) SELECT {taken} FROM {source} WHERE true
-        ON CONFLICT DO NOTHING RETURNING id, seq, attempt, created_at AS updated_at"""
+def _new(tasks: Sequence[Row], first: str = "") -> tuple[str, str, Sequence[Any]]:
+    """Return the columns of new tasks, the rows to insert, and their values; a column that no task has a value for is left out."""
+    is_one = len(tasks) == 1
+    given = tuple(name for name in _GIVEN if tasks[0][name] is not None or (not is_one and any(task[name] is not None for task in tasks)))
+    names, taken = _taken(given, is_one=is_one)
+    if is_one:  # to select it from a list would cost a third more
+        return names, f"VALUES ({first}{taken})", [tasks[0][name] for name in _asked(given)]
+    source, values = db.listed([[task[name] for name in given] for task in tasks])
+    return names, f"SELECT {first}{taken} FROM {source} WHERE true", values
 
 
-@lru_cache(maxsize=ROWS)
-def _entry_into_postgres(count: int) -> str:
-    return f"WITH moved AS ({_insertion(count)}) {_TOLD}"
+@lru_cache
+def _taken(given: Sequence[str], *, is_one: bool) -> tuple[str, str]:
+    """Return the columns of a new task that has values for those given, and what stands in them."""
+    typed = {name: f"CAST({'?' if is_one else f'column{number}'} AS {_GIVEN[name]})" for number, name in enumerate(given, 1)}
+    made = (text.format(**{"at": "{moment}", "not_before": "NULL", **typed}) for text in _MADE.values())
+    return ", ".join([*given, *_MADE]), ", ".join([*typed.values(), *made])
 
 
-@lru_cache(maxsize=ROWS)
-def _entry_into_sqlite(count: int) -> str:
-    names, taken, source = _new(count)
-    return f"INSERT INTO task_entry (kind, data, {names}) SELECT ?, ?, {taken} FROM {source}"
-
-
-def _new(count: int) -> tuple[str, str, str]:
-    """Return the columns of so many new tasks, what they get, and where that is taken from."""
-    typed = {name: f"CAST(column{number} AS {kind})" for number, (name, kind) in enumerate(_GIVEN.items(), 1)}
-    taken = ", ".join([*typed.values(), *(made.format(**typed) for made in _MADE.values())])
-    source = f"(VALUES {db.tuples(count, len(_GIVEN))}) AS given, (SELECT {{now}} AS at) AS clock"
-    return ", ".join([*_GIVEN, *_MADE]), taken, source
+@lru_cache
+def _asked(given: Sequence[str]) -> list[str]:
+    """Return the order in which the statement for one task asks for the values of these columns, some of them more than once."""
+    return [*given, *(name for made in _MADE.values() for _, name, _, _ in Formatter().parse(made) if name and name in given)]
 
 
 def pieces(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -154,6 +159,7 @@ def change(
     data: dict[str, Any],
     *,
     where: str,
+    via: str = "",
     sets: str = "",
     more: str = "0",
     given: str = "",
@@ -164,11 +170,14 @@ def change(
 ) -> list[Row]:
     """Change the status of the rows that still are where they should be, and append the event of each; return what they are now.
 
-    `sets`, `given` (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL
-    for how many numbers before that of the event something else takes. `allowed` is a statement that returns a row, else nothing changes.
-    `also` is for Postgres alone: a statement of the same moment, which can select from `moved`.
+    `via` is a status that they pass through at that moment, with an event of that name before the new attempt. `sets`, `given` (what
+    stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL for how many numbers
+    before that of the event something else takes. `allowed` is a statement that returns a row, else nothing changes. `also` is for Postgres
+    alone: a statement of the same moment, which can select from `moved`.
     """
-    sources = checked(sources, target)
+    sources = checked(sources, via or target)
+    if via:
+        checked((via,), target)
     if allowed[0] and not db.is_postgres():
         if not db.rows(*allowed):
             return []
@@ -176,12 +185,12 @@ def change(
     patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
     returned = dict.fromkeys(("id", "seq", "attempt", "type", "updated_at", *returning))
     statement = f"""
-        UPDATE task SET status = '{target}', seq = seq + 1 + {more}, updated_at = {{now}},
+        UPDATE task SET status = '{target}', seq = seq + {2 if via else 1} + {more}, updated_at = {{now}},
             trace_tries = 0, trace_due_at = {{now}} + {patience_s}
         {sets and f", {sets}"} {given and f"FROM {given}"}
         WHERE {where} AND {_is_one_of(sources)} {"AND EXISTS (SELECT 1 FROM allowed)" if allowed[0] else ""}
         RETURNING {", ".join(returned)}"""
-    return _with_events(statement, values, kind, data, allowed=allowed, also=also)
+    return _with_events(statement, values, kind, data, via=via, allowed=allowed, also=also)
 
 
 def _is_one_of(sources: Sequence[str]) -> str:
@@ -200,18 +209,30 @@ def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
 
 
 def _with_events(
-    statement: str, values: Sequence[Any], kind: str, data: dict[str, Any], *, allowed: Statement = _NONE, also: Statement = _NONE
+    statement: str,
+    values: Sequence[Any],
+    kind: str,
+    data: dict[str, Any],
+    *,
+    via: str = "",
+    allowed: Statement = _NONE,
+    also: Statement = _NONE,
 ) -> list[Row]:
     text = _text(data)
     if db.is_postgres():
-        parts = [("allowed", allowed), ("moved", (statement, values)), ("told", (_TOLD, (kind, text))), ("more", also)]
+        told = f"{_TOLD_VIA.format(via=via)} UNION ALL {_TELLING}" if via else _TOLD
+        parts = [("allowed", allowed), ("moved", (statement, values)), ("told", (told, (kind, text))), ("more", also)]
         steps = ", ".join(f"{name} AS ({part})" for name, (part, _) in parts if part)
         rows = db.rows(f"WITH {steps} SELECT * FROM moved", [value for _, (_, given) in parts for value in given])
     else:
         rows = db.rows(statement, values)
-        for some in pieces(rows):
-            events = [value for row in some for value in (row["id"], row["seq"], row["attempt"], row["updated_at"], kind, text)]
-            db.rows(f"{_EVENT} VALUES {db.tuples(len(events) // 6, 6)}", events)
+        events = [(row["id"], row["seq"], row["attempt"], row["updated_at"], kind, text) for row in rows]
+        if via:
+            events += [(row["id"], row["seq"] - 1, row["attempt"] - 1, row["updated_at"], via, "{}") for row in rows]
+        for some in pieces(events):
+            db.rows(f"{_EVENT} VALUES {db.tuples(len(some), 6)}", [value for event in some for value in event])
+    if via:
+        _tell([{**row, "attempt": row["attempt"] - 1} for row in rows], via, {})
     _tell(rows, kind, data)
     return rows
 

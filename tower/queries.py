@@ -172,8 +172,8 @@ def _explain_waits(rows: list[dict[str, Any]]) -> None:
 
 def dispatched_count(queues: Sequence[str]) -> int:
     """Return how many tasks of these queues wait for a worker to claim them."""
-    where = f"status = '{DISPATCHED}' AND {db.among('queue', queues)}"
-    return int(db.rows(f"SELECT COUNT(*) AS count FROM task WHERE {where}", queues)[0]["count"])
+    theirs, values = db.among("queue", queues)
+    return int(db.rows(f"SELECT COUNT(*) AS count FROM task WHERE status = '{DISPATCHED}' AND {theirs}", values)[0]["count"])
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,10 @@ def ready(asked: Sequence[str] = ()) -> Ready:
     """Return what is ready to start."""
     # Else Postgres may go through all that waits for them.
     waits = f"{db.aside('status')} = '{QUEUED}' AND ready_at = 0"
-    named = f"EXISTS (SELECT 1 FROM task WHERE {db.among('id', asked)} AND {waits})" if asked else "false"
+    those, values = db.among("id", asked)
+    named = f"EXISTS (SELECT 1 FROM task WHERE {those} AND {waits})" if asked else "false"
     first = f"SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
-    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", asked)
+    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", values if asked else ())
     return Ready(found["waits"], bool(found["asked"]), found["next"])
 
 
@@ -204,10 +205,11 @@ def _next_time() -> str:
 
 def is_anything_to_do(queues: Sequence[str]) -> bool:
     """Whether a queued task's time has come, or one of these queues waits for a worker to claim it."""
-    handed = f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {db.among('queue', queues)}"
+    theirs, values = db.among("queue", queues)
+    handed = f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {theirs}"
     first = f"SELECT id FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
     found = f"SELECT 1 AS found WHERE EXISTS ({handed}) OR ({first}) IS NOT NULL OR {_next_time()} <= {{now}}"
-    return bool(db.rows(found, queues))
+    return bool(db.rows(found, values))
 
 
 def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:
@@ -251,7 +253,8 @@ def to_trace(ids: Sequence[str]) -> dict[str, Told]:
     """Return what the folders of tasks are written from; tasks that are gone are missing."""
     if not ids:
         return {}
-    tasks = {row["id"]: row for row in db.rows(_TO_TRACE.format(unread=_UNREAD, named=db.among("id", ids)), ids)}
+    named, values = db.among("id", ids)
+    tasks = {row["id"]: row for row in db.rows(_TO_TRACE.format(unread=_UNREAD, named=named), values)}
     few = {task_id: task["traced_seq"] for task_id, task in tasks.items() if task["chunks"] <= _FEW}
     entries = _by_task(_entries(few) + _events([task_id for task_id in tasks if task_id not in few]))
     kept = _by_task(_artifacts([task_id for task_id, task in tasks.items() if task["has_artifacts"] and task["status"] in FINAL]))
@@ -283,19 +286,23 @@ def _entries(after: dict[str, int]) -> list[dict[str, Any]]:
         return []
     given, numbers = db.listed(list(after.items()))
     chunks = f"SELECT task_id, seq, attempt, NULL, NULL, NULL, text FROM task_log JOIN {given}"
-    both = f"{_EVENTS} WHERE {db.among('task_id', [*after])} UNION ALL {chunks} ON task_id = column1 AND seq > CAST(column2 AS integer)"
-    return db.rows(f"{both} ORDER BY seq", [*after, *numbers])
+    theirs, ids = db.among("task_id", [*after])
+    both = f"{_EVENTS} WHERE {theirs} UNION ALL {chunks} ON task_id = column1 AND seq > CAST(column2 AS integer)"
+    return db.rows(f"{both} ORDER BY seq", [*ids, *numbers])
 
 
 def _events(ids: Sequence[str]) -> list[dict[str, Any]]:
-    return db.rows(f"{_EVENTS} WHERE {db.among('task_id', ids)} ORDER BY seq", ids) if ids else []
+    theirs, values = db.among("task_id", ids)
+    return db.rows(f"{_EVENTS} WHERE {theirs} ORDER BY seq", values) if ids else []
 
 
 def _artifacts(ids: Sequence[str]) -> list[dict[str, Any]]:
     if not ids:
         return []
-    where = db.among("task_id", ids)
-    return db.rows(f"SELECT task_id, name, COUNT(*) AS count FROM task_artifact WHERE {where} GROUP BY task_id, name ORDER BY name", ids)
+    theirs, values = db.among("task_id", ids)
+    return db.rows(
+        f"SELECT task_id, name, COUNT(*) AS count FROM task_artifact WHERE {theirs} GROUP BY task_id, name ORDER BY name", values
+    )
 
 
 def _by_task(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -397,11 +404,8 @@ def progress_of(ids: Sequence[str]) -> dict[str, tuple[str, int]]:
     """Return the status of tasks and the number of the last event or log chunk of each; those that are gone are missing."""
     found: dict[str, tuple[str, int]] = {}
     for start in range(0, len(ids), _MANY):
-        some = ids[start : start + _MANY]
-        found |= {
-            row["id"]: (row["status"], row["seq"])
-            for row in db.rows(f"SELECT id, status, seq FROM task WHERE {db.among('id', some)}", some)
-        }
+        named, some = db.among("id", ids[start : start + _MANY])
+        found |= {row["id"]: (row["status"], row["seq"]) for row in db.rows(f"SELECT id, status, seq FROM task WHERE {named}", some)}
     return found
 
 

@@ -343,10 +343,10 @@ def test_lanes_pages_and_one_look_at_all_decide_alike(rows: Settings, monkeypatc
     def decide(lanes: int, page: int) -> list[str]:
         monkeypatch.setattr(orchestrator, "LANES", lanes)
         monkeypatch.setattr(orchestrator, "PAGE", page)
-        walk, picked = orchestrator.look(30, 0.25), list[str]()
+        walk = orchestrator.look(30, 0.25)
         while walk.goes_on:
-            picked += walk.step()
-        return picked
+            walk.step()
+        return walk.chosen
 
     by_lanes, by_pages, at_once = (db.read(partial(decide, lanes, page)) for lanes, page in ((100, 5), (0, 5), (0, 1000)))
     assert by_lanes == by_pages == at_once != []

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,7 +48,7 @@ class _Crew:
         registry._types["echo"] = HandlerType("echo", self._handle, payload=_Anything, queue="default", timeout_s=60.0, max_attempts=1)
         self.act: Callable[[Any, TaskContext], object] = lambda payload, task: None
         self.worker = WorkerProcess(settings, nudges, slots=slots, queues=["default"])  # type: ignore[arg-type]
-        self.dispatcher = Dispatcher(settings, nudges, self._offer)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(settings, nudges, self._offer, self._start)  # type: ignore[arg-type]
         self.runner = Runner(settings, registry, nudges, self.worker, self.dispatcher.run_pass, None, lag_s)  # type: ignore[arg-type]
         nudges.errand = Errand("test", self._decide)
         self.errand = nudges.errand
@@ -58,6 +58,9 @@ class _Crew:
 
     def _offer(self, some: Sequence[Nudge]) -> Sequence[Nudge]:
         return self.runner.offer(some)
+
+    def _start(self, ids: Sequence[str], queues: Collection[str], token: int) -> int | None:
+        return self.runner.start(ids, queues, token)
 
     def _decide(self, asked: Any) -> None:
         self.dispatcher.answer(asked)
@@ -104,6 +107,27 @@ def test_one_nudge_is_enough_for_more_tasks_than_there_are_slots(rows: Settings)
         r.dispatch(*ids)
         crew.runner.handle()
         assert _wait_for_ends(ids) == [SUCCEEDED] * 8
+
+
+def test_what_fits_into_free_slots_starts_with_the_commit_that_chooses_it(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with a second one; what does not fit, or is of a queue that this worker does not serve, is dispatched first."""
+    dispatched = list[Sequence[str]]()
+    really = lifecycle.dispatch
+    monkeypatch.setattr(lifecycle, "dispatch", lambda ids, token: dispatched.append(ids) or really(ids, token))  # type: ignore[func-returns-value]
+    with _crew(rows, 2) as crew:
+        r.add_worker("w2", queues='["other"]')
+        few = [r.insert(), r.insert()]
+        assert crew.dispatcher.run_pass() == 2
+        assert _wait_for_ends(few) == [SUCCEEDED] * 2
+        assert dispatched == []
+        wait_for("the slots to be free", lambda: crew.worker.free_slots == 2)
+        many = [r.insert() for _ in range(3)]
+        crew.dispatcher.run_pass()
+        assert dispatched == [many]
+        assert _wait_for_ends(many) == [SUCCEEDED] * 3
+        elsewhere = r.insert(queue="other")
+        crew.dispatcher.run_pass()
+        assert (dispatched[1:], _statuses([elsewhere])) == ([[elsewhere]], [DISPATCHED])
 
 
 def test_a_worker_tells_how_often_its_slots_have_ended_a_short_task(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ CLOCK_SQL = """
 CREATE TABLE public.chaos_clock AS SELECT 0::double precision AS seconds;
 CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql AS
   'SELECT pg_catalog.clock_timestamp() + make_interval(secs => (SELECT seconds FROM public.chaos_clock))';
+CREATE FUNCTION public.statement_timestamp() RETURNS timestamptz VOLATILE LANGUAGE sql AS
+  'SELECT pg_catalog.statement_timestamp() + make_interval(secs => (SELECT seconds FROM public.chaos_clock))';
 ALTER DATABASE postgres SET search_path = public, pg_catalog;
 """
 

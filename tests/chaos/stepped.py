@@ -1,7 +1,7 @@
 """The server with a database clock that a test may step: `python -m tests.chaos.stepped FILE`, which holds seconds to add. For SQLite.
 
-SQLite takes `julianday('now')` from the process that asks, so that is where it can be moved. In Postgres the stage puts a function of
-its own before `clock_timestamp`; see stage.py.
+SQLite takes `julianday('now')` from the process that asks, so that is where it can be moved. In Postgres the stage puts functions of
+its own before `clock_timestamp` and `statement_timestamp`; see stage.py.
 """
 
 import sys
