@@ -221,8 +221,15 @@ def test_one_plan_does_for_any_number_of_tasks(engine: Engine, monkeypatch: pyte
 
 
 _NEW: dict[str, Any] = {
-    "type": "echo", "queue": "default", "payload": "{}", "labels": {}, "priority": 0, "not_before": None,
-    "timeout_s": 60.0, "max_attempts": 1, "max_losses": 3,
+    "type": "echo",
+    "queue": "default",
+    "payload": "{}",
+    "labels": {},
+    "priority": 0,
+    "not_before": None,
+    "timeout_s": 60.0,
+    "max_attempts": 1,
+    "max_losses": 3,
 }
 
 
