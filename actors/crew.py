@@ -35,7 +35,7 @@ _SWITCH_S = 0.001
 _SPARE_CONNECTIONS = CONTROL_THREADS + 4
 
 #: Seconds from one pass, or batch of traces, to the next under load.
-_DECIDE_S, _TRACE_S = 0.02, 0.05
+_DECIDE_S, _TRACE_S = 0.04, 0.05
 
 #: Lower goes first among messages that wait inside a process.
 _DECIDE, _TRACE, _HANDLE = 0, 5, 10

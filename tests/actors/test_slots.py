@@ -146,7 +146,7 @@ def test_a_worker_tells_how_often_its_slots_have_ended_a_short_task(rows: Settin
 def test_long_tasks_that_end_together_let_no_more_wait_at_the_workers(rows: Settings) -> None:
     """Else an urgent one that comes next would wait behind them for as long again."""
     with _crew(rows, 4) as crew:
-        crew.act = lambda payload, task: time.sleep(0.05)
+        crew.act = lambda payload, task: time.sleep(0.2)
         ids = [r.insert() for _ in range(4)]
         r.dispatch(*ids)
         crew.runner.handle()
