@@ -124,7 +124,8 @@ class Dispatcher:
             if not walk.chosen:
                 return 0
             fault("dispatch.before_commit")
-            started = self._start(walk.chosen, walk.queues, walk.load.token)
+            # What was dispatched before comes first: slots that are free are for that.
+            started = None if walk.load.unclaimed else self._start(walk.chosen, walk.queues, walk.load.token)
             if started is None:
                 started = self._dispatch(walk)
             if started:

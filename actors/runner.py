@@ -109,7 +109,7 @@ class Runner:
 
         To dispatch and to claim it together spares a commit.
         """
-        if self._is_behind or not set(queues).issubset(self._worker.queues):
+        if not set(queues).issubset(self._worker.queues):
             return None
         slots = self._worker.take_slots(len(ids), all_or_none=True)
         return self._start(slots, partial(lifecycle.start, ids, token, self._worker.id)) if slots else None

@@ -32,6 +32,7 @@ def read_beside(lease_s: float, prefetch: float, *statements: str) -> tuple[Load
     served = ({**worker, "queues": json.loads(worker["queues"])} for worker in workers)
     measured = measure(now, served, in_flight, limits, prefetch)
     measured.token = decision["token"]
+    measured.unclaimed = frozenset(row["queue"] for row in in_flight if row["unclaimed"])
     return measured, found
 
 
@@ -44,7 +45,8 @@ _WORKERS = "SELECT slots, queues FROM worker WHERE beat_at > {{now}} - {lease_s}
 #: What is in flight by queue, type, key and losses; what a stopping worker still runs holds no slot.
 _IN_FLIGHT = f"""
 SELECT queue, type, concurrency_key, losses, max_losses, COUNT(*) AS count, MIN(concurrency_limit) AS lowest,
-    SUM(CASE WHEN status = '{RUNNING}' AND worker_id IN (SELECT id FROM worker WHERE slots = 0) THEN 0 ELSE 1 END) AS holding
+    SUM(CASE WHEN status = '{RUNNING}' AND worker_id IN (SELECT id FROM worker WHERE slots = 0) THEN 0 ELSE 1 END) AS holding,
+    SUM(CASE WHEN status = '{DISPATCHED}' THEN 1 ELSE 0 END) AS unclaimed
 FROM task WHERE status IN ('{DISPATCHED}', '{RUNNING}') GROUP BY queue, type, concurrency_key, losses, max_losses
 """
 

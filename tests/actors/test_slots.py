@@ -20,7 +20,7 @@ from tower import db, lifecycle, queries, sqlite
 from tower.broker import ORCHESTRATE
 from tower.errands import Errand
 from tower.handler import Fail, HandlerType, Registry, TaskContext
-from tower.models import DISPATCHED, FAILED, FINAL, QUEUED, SUCCEEDED
+from tower.models import DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED
 from tower.reminders import Nudge
 from tower.settings import Settings
 
@@ -128,6 +128,20 @@ def test_what_fits_into_free_slots_starts_with_the_commit_that_chooses_it(rows: 
         elsewhere = r.insert(queue="other")
         crew.dispatcher.run_pass()
         assert (dispatched[1:], _statuses([elsewhere])) == ([[elsewhere]], [DISPATCHED])
+
+
+def test_what_was_dispatched_before_starts_before_what_is_chosen_now(rows: Settings) -> None:
+    """Though nobody has claimed it yet, and there is a free slot for each of those that are chosen."""
+    go_on = threading.Event()
+    with _crew(rows, 2) as crew:
+        crew.act = lambda payload, task: go_on.wait(60)
+        first = r.insert()
+        assert r.dispatch(first) == [first]
+        ids = [first, r.insert(), r.insert()]
+        crew.dispatcher.run_pass()
+        wait_for("two to run", lambda: _statuses(ids) == [RUNNING, RUNNING, DISPATCHED])
+        go_on.set()
+        assert _wait_for_ends(ids) == [SUCCEEDED] * 3
 
 
 def test_a_worker_tells_how_often_its_slots_have_ended_a_short_task(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
