@@ -2,14 +2,14 @@
 
 import logging
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import dramatiq
 from dramatiq.middleware import Middleware
 
-from actors.orchestrator import Dispatcher
+from actors.orchestrator import Dispatcher, Walk
 from actors.runner import Runner
 from actors.trace import Tracer
 from actors.worker import WorkerProcess
@@ -96,8 +96,8 @@ class Crew(Middleware):
     def _offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
         return nudges if self._runner is None or self._is_leaving else self._runner.offer(nudges)
 
-    def _start_here(self, ids: Sequence[str], queues: Collection[str], token: int) -> int | None:
-        return None if self._runner is None or self._is_leaving else self._runner.start(ids, queues, token)
+    def _start_here(self, walk: Walk) -> int | None:
+        return None if self._runner is None or self._is_leaving else self._runner.start(walk)
 
     def _turnover(self) -> float:
         return self._runner.take_turnover() if self._runner else 0.0

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,8 +37,9 @@ _MOST_TRIES, _FORESTALLED_S = 10, 0.002
 
 #: Puts tasks into free slots of this process; returns those for which there are none.
 Offer = Callable[[Sequence[Nudge]], Sequence[Nudge]]
-#: Starts what a decision has chosen, tasks of these queues, in free slots of this process; returns how many began, None without the slots.
-Start = Callable[[Sequence[str], Collection[str], int], int | None]
+#: Starts what a walk has chosen in free slots of this process; returns how many began, none if somebody else decided meanwhile; None if
+#: they have to be dispatched instead, for want of slots.
+Start = Callable[["Walk"], int | None]
 
 
 class Dispatcher:
@@ -49,7 +50,7 @@ class Dispatcher:
         settings: Settings,
         nudger: Nudger,
         offer: Offer = lambda nudges: nudges,
-        start: Start = lambda ids, queues, token: None,
+        start: Start = lambda walk: None,
         turnover: Callable[[], float] = float,
     ) -> None:
         self._settings = settings
@@ -124,12 +125,10 @@ class Dispatcher:
             if not walk.chosen:
                 return 0
             fault("dispatch.before_commit")
-            # What was dispatched before comes first: slots that are free are for that.
-            started = None if walk.load.unclaimed else self._start(walk.chosen, walk.queues, walk.load.token)
+            started = self._start(walk)
             if started is None:
                 started = self._dispatch(walk)
             if started:
-                fault("dispatch.after_send")
                 return started
         self._be_due(_NEW_S)
         return 0
@@ -141,6 +140,7 @@ class Dispatcher:
         if nudges:
             fault("dispatch.after_commit")
             self._deliver(nudges)
+            fault("dispatch.after_send")
         return len(nudges)
 
     def _ready(self, asked: Sequence[str]) -> queries.Ready:
@@ -244,7 +244,7 @@ class Walk:
         of_lane = _OF_LANE.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME)
         rows = [row for row in lanes if row["lane"] in wanted and row["is_alone"]]
         for lane in wanted.keys() - {row["lane"] for row in rows}:
-            rows += db.rows(of_lane, [lane, wanted[lane] + 1])
+            rows += db.rows(of_lane, [lane, lane, wanted[lane] + 1])
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
 
     def _waiting(self) -> Any:
@@ -292,8 +292,9 @@ SELECT {names}, lane, {in_time} AND NOT EXISTS (
     SELECT 1 FROM task AS other WHERE {in_line} AND other.lane = task.lane AND (other.rank, other.id) > (task.rank, task.id)
 ) AS is_alone FROM task WHERE {chosen}
 """
-#: The first tasks of one lane.
-_OF_LANE = f"SELECT {load.NAMES} FROM task WHERE {{in_line}} AND {{in_time}} AND lane = ? ORDER BY rank, id LIMIT ?"
+#: The first tasks of one lane, whose name is asked for twice: Postgres, which plans for any lane, would go over the queue to find one
+#: that it takes for large, and only the index of lanes has this order.
+_OF_LANE = f"SELECT {load.NAMES} FROM task WHERE {{in_line}} AND {{in_time}} AND lane >= ? AND lane <= ? ORDER BY lane, rank, id LIMIT ?"
 
 
 def look(lease_s: float, ahead: float, *, with_lanes: bool = True) -> Walk:

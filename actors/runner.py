@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from itertools import islice
 from actors import handling
 from actors.attempt import LEASE_LOST, SHUTDOWN, UNGUARDED, Attempt
 from actors.batch import Batch, Done, Tempo, Watch
+from actors.orchestrator import Walk
 from actors.worker import WorkerProcess
 from tower import db, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
@@ -104,15 +105,16 @@ class Runner:
         given = set(ours[:slots])
         return [nudge for nudge in nudges if nudge not in given]
 
-    def start(self, ids: Sequence[str], queues: Collection[str], token: int) -> int | None:
-        """Start what the decision of this token has chosen, if there is a free slot here for each; return how many began, else None.
+    def start(self, walk: Walk) -> int | None:
+        """Dispatch and claim what a walk has chosen with one commit, if there is a free slot here for each; return how many began.
 
-        To dispatch and to claim it together spares a commit.
+        Returns None if they have to be dispatched first: for want of slots, or because these are for what was dispatched before.
         """
-        if not set(queues).issubset(self._worker.queues):
+        ours = set(self._worker.queues)
+        if not walk.queues <= ours or walk.load.unclaimed & ours:
             return None
-        slots = self._worker.take_slots(len(ids), all_or_none=True)
-        return self._start(slots, partial(lifecycle.start, ids, token, self._worker.id)) if slots else None
+        slots = self._worker.take_slots(len(walk.chosen), all_or_none=True)
+        return self._start(slots, partial(lifecycle.start, walk.chosen, walk.load.token, self._worker.id)) if slots else None
 
     def take_turnover(self) -> float:
         """Return how many short tasks a slot has ended, on average, since this was asked last."""
@@ -295,13 +297,13 @@ class Runner:
         token, sent = new_id(), 0.0
         endings = [ending for one in rounds for ending in one.endings]
         takes = sum(one.takes for one in rounds)
-        claim = claim or (lambda token: lifecycle.claim_some(self._worker.id, token, takes, self._worker.queues))
+        take = claim or (lambda token: lifecycle.claim_some(self._worker.id, token, takes, self._worker.queues))
 
         def work() -> tuple[list[str | None], list[Claim]]:
             nonlocal sent
             sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
             statuses = lifecycle.finish_all(endings)
-            return statuses, claim(token) if takes else []
+            return statuses, take(token) if takes else []
 
         def recognise() -> tuple[list[str | None], list[Claim]] | None:
             statuses = [lifecycle.finished(ending.claim.id, ending.token) for ending in endings]
@@ -327,7 +329,7 @@ class Runner:
         except BaseException:
             self._is_behind = self._is_behind or was_behind
             raise
-        if len(claims) == takes:
+        if claim or len(claims) == takes:  # else all that was dispatched has been claimed
             self._is_behind = self._is_behind or was_behind
         if endings:
             fault("finish.after_commit")

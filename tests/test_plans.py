@@ -91,6 +91,24 @@ def test_who_asks_because_of_tasks_that_ended_does_not_go_through_all_that_waits
         db.close_database()
 
 
+def test_a_few_tasks_behind_a_crowd_of_another_kind_are_found_without_going_over_it(new_database: Callable[[], str]) -> None:
+    """Also once Postgres knows how large the crowd is: it plans for any lane, and took every one for as large."""
+    settings = Settings(database_url=new_database())
+    db.open_database(settings)
+    try:
+        db.migrate()
+        r.add_worker()
+        _copy(r.insert(queue="of nobody", priority=1_000_000), 30_000)
+        db.unit(lambda: db.database.execute_sql("ANALYZE task"))
+        for _ in range(3):  # what is asked a second time is planned for any lane
+            new = [r.insert() for _ in range(3)]
+            before = db.read(_read_so_far)
+            assert Dispatcher(settings, r.Nudges()).run_pass(new) == 3  # type: ignore[arg-type]
+        assert db.read(_read_so_far) - before < 1000
+    finally:
+        db.close_database()
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def read_so_far(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An open database, and what tells how much was read, some five units a row."""

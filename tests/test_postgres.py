@@ -7,6 +7,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
+from functools import partial
 from typing import Any
 
 import peewee
@@ -218,6 +219,18 @@ def test_one_plan_does_for_any_number_of_tasks(engine: Engine, monkeypatch: pyte
         return set(said)
 
     assert live(2) == live(9)
+
+
+def test_clients_cannot_make_ever_more_plans(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection keeps so many; whatever combination of fields tasks bring along, there are two."""
+    said = set[str]()
+    run = module.Postgres.run
+    monkeypatch.setattr(module.Postgres, "run", lambda self, statement, values: said.add(statement) or run(self, statement, values))  # type: ignore[func-returns-value]
+    fields: list[dict[str, Any]] = [{}, {"title": "t"}, {"silence_s": 2.0}, {"title": "t", "concurrency_key": "k"}, {"not_before": 4e9}]
+    new = [NewTask(**{**_NEW, "id": task_id, "correlation_id": task_id, **more}) for more in fields for task_id in [new_id()]]
+    for task in new:
+        db.unit(partial(lifecycle.enter, [task]))
+    assert len(said) == 2
 
 
 _NEW: dict[str, Any] = {

@@ -270,7 +270,7 @@ def now() -> peewee.SQL:
 
 
 def moment() -> peewee.SQL:
-    """Return the time at which the database got the statement, as SQL: the same wherever it stands, for what waits for nobody."""
+    """Return the time at which the database got the statement, as SQL: the same wherever it stands, and however long that waits."""
     return peewee.SQL(now().sql.replace("clock_timestamp", "statement_timestamp"))
 
 

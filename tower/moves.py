@@ -48,6 +48,11 @@ _GIVEN = {
     "timeout_s": "double precision",
     "silence_s": "double precision",
 }
+_GIVEN_AT_TIMES = (
+    *("title", "requested_by", "not_before", "expires_at", "concurrency_key", "rate_key", "rate_limit", "rate_per_s", "silence_s"),
+    *("idempotency_key", "idempotency_hash", "parent_id", "retry_of"),
+)
+_GIVEN_ALWAYS = tuple(name for name in _GIVEN if name not in _GIVEN_AT_TIMES)
 #: What it gets; `at` is the time of the statement.
 _MADE = {
     "status": f"'{QUEUED}'",
@@ -122,9 +127,9 @@ def _insertion(tasks: Sequence[Row]) -> Statement:
 
 
 def _new(tasks: Sequence[Row], first: str = "") -> tuple[str, str, Sequence[Any]]:
-    """Return the columns of new tasks, the rows to insert, and their values; a column that no task has a value for is left out."""
+    """Return the columns of new tasks, the rows to insert, and their values; what most have no value for is left out if none has."""
     is_one = len(tasks) == 1
-    given = tuple(name for name in _GIVEN if tasks[0][name] is not None or (not is_one and any(task[name] is not None for task in tasks)))
+    given = _GIVEN_ALWAYS if all(task[name] is None for task in tasks for name in _GIVEN_AT_TIMES) else tuple(_GIVEN)
     names, taken = _taken(given, is_one=is_one)
     if is_one:  # to select it from a list would cost a third more
         return names, f"VALUES ({first}{taken})", [tasks[0][name] for name in _asked(given)]

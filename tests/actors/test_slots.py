@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ import peewee
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from actors.orchestrator import Dispatcher
+from actors import orchestrator
+from actors.orchestrator import Dispatcher, Walk
 from actors.runner import Runner, _Round
 from actors.worker import WorkerProcess
 from tests import rows as r
@@ -59,8 +60,8 @@ class _Crew:
     def _offer(self, some: Sequence[Nudge]) -> Sequence[Nudge]:
         return self.runner.offer(some)
 
-    def _start(self, ids: Sequence[str], queues: Collection[str], token: int) -> int | None:
-        return self.runner.start(ids, queues, token)
+    def _start(self, walk: Walk) -> int | None:
+        return self.runner.start(walk)
 
     def _decide(self, asked: Any) -> None:
         self.dispatcher.answer(asked)
@@ -142,6 +143,22 @@ def test_what_was_dispatched_before_starts_before_what_is_chosen_now(rows: Setti
         wait_for("two to run", lambda: _statuses(ids) == [RUNNING, RUNNING, DISPATCHED])
         go_on.set()
         assert _wait_for_ends(ids) == [SUCCEEDED] * 3
+
+
+def test_who_was_forestalled_still_knows_that_more_was_dispatched(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nudge found no free slot while a pass had taken them, and what the pass had chosen was decided by somebody else meanwhile."""
+    dispatched = list[str]()
+    with _crew(rows, 1) as crew:
+        chosen = r.insert()
+        monkeypatch.setattr("actors.runner.fault", lambda name: crew.runner.handle() if name == "claim.before" else None)
+        walk = db.read(lambda: orchestrator.look(30, 0.25))
+        walk.step()
+        assert walk.chosen == [chosen]
+        dispatched.append(r.insert())
+        r.dispatch(*dispatched)
+        assert crew.runner.start(walk) == 0
+        assert _wait_for_ends(dispatched) == [SUCCEEDED]
+        assert _statuses([chosen]) == [QUEUED]
 
 
 def test_a_worker_tells_how_often_its_slots_have_ended_a_short_task(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

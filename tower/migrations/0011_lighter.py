@@ -7,8 +7,10 @@ is there. To have Postgres look for it once more took a tenth of what a task cos
 from peewee import PostgresqlDatabase
 
 STATEMENTS = (
-    "ALTER TABLE task_event DROP CONSTRAINT task_event_task_id_fkey",
-    "ALTER TABLE task_log DROP CONSTRAINT task_log_task_id_fkey",
+    "SET LOCAL statement_timeout = 0",
+    "LOCK TABLE task, task_event, task_log IN ACCESS EXCLUSIVE MODE",  # in the order in which others take them
+    "ALTER TABLE task_event DROP CONSTRAINT IF EXISTS task_event_task_id_fkey",
+    "ALTER TABLE task_log DROP CONSTRAINT IF EXISTS task_log_task_id_fkey",
     """
     CREATE FUNCTION task_gone() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
@@ -18,7 +20,7 @@ STATEMENTS = (
     END $$
     """,
     "CREATE TRIGGER task_gone AFTER DELETE ON task FOR EACH ROW EXECUTE FUNCTION task_gone()",
-    "ALTER TABLE task DROP CONSTRAINT task_idempotency_key_key",
+    "ALTER TABLE task DROP CONSTRAINT IF EXISTS task_idempotency_key_key",
     "CREATE UNIQUE INDEX task_by_idempotency_key ON task (idempotency_key) WHERE idempotency_key IS NOT NULL",
 )
 
