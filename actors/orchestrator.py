@@ -38,7 +38,7 @@ _MOST_TRIES, _FORESTALLED_S = 10, 0.002
 #: Puts tasks into free slots of this process; returns those for which there are none.
 Offer = Callable[[Sequence[Nudge]], Sequence[Nudge]]
 #: Starts what a walk has chosen in free slots of this process; returns how many began, none if somebody else decided meanwhile; None if
-#: they have to be dispatched instead, for want of slots.
+#: they have to be dispatched instead.
 Start = Callable[["Walk"], int | None]
 
 

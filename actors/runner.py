@@ -137,7 +137,7 @@ class Runner:
             self._start(slots)
 
     def _start(self, slots: int, claim: Callable[[str], list[Claim]] | None = None) -> int:
-        """Claim, with one commit, a task for each of these slots, which are taken, and run them; give back what gets none."""
+        """Claim, with one commit, a task for each of these slots, which are taken, and run them; return how many got one."""
         answer = _Answer()
         try:
             [answer] = self._write([_Round(takes=slots)], claim)

@@ -8,8 +8,8 @@ from tower.lifecycle import NewTask
 from tower.models import Worker, new_id
 
 
-def insert(**fields: Any) -> str:
-    """Insert a queued task and return its id."""
+def new(**fields: Any) -> NewTask:
+    """Return a task that has no row yet."""
     task_id = str(fields.pop("id", None) or new_id())
     defaults: dict[str, Any] = {
         "type": "echo",
@@ -23,8 +23,14 @@ def insert(**fields: Any) -> str:
         "max_losses": 3,
         "correlation_id": task_id,
     }
-    db.unit(lambda: lifecycle.insert([NewTask(id=task_id, **(defaults | fields))]))
-    return task_id
+    return NewTask(id=task_id, **(defaults | fields))
+
+
+def insert(**fields: Any) -> str:
+    """Insert a queued task and return its id."""
+    task = new(**fields)
+    db.unit(lambda: lifecycle.insert([task]))
+    return task.id
 
 
 def dispatch(*ids: str) -> list[str]:

@@ -20,7 +20,7 @@ from tests import rows as r
 from tower import db, lifecycle, queries, reminders
 from tower import postgres as module
 from tower.errors import Unavailable
-from tower.lifecycle import Ending, LogPart, NewTask, Outcome
+from tower.lifecycle import Ending, LogPart, Outcome
 from tower.models import QUEUED, SUCCEEDED, Task, new_id
 from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
@@ -197,15 +197,21 @@ def test_a_statement_that_could_not_be_prepared_is_prepared_the_next_time(engine
     assert db.read(work) == [{"said": "a"}, {"said": "b"}, {"said": "b"}]
 
 
-def test_one_plan_does_for_any_number_of_tasks(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To plan costs as much as to do, and is done for each connection and each statement that it has not seen before."""
-    said = set[str]()
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The statements that were run."""
+    found = set[str]()
     run = module.Postgres.run
-    monkeypatch.setattr(module.Postgres, "run", lambda self, statement, values: said.add(statement) or run(self, statement, values))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(module.Postgres, "run", lambda self, statement, values: found.add(statement) or run(self, statement, values))  # type: ignore[func-returns-value]
+    return found
+
+
+def test_one_plan_does_for_any_number_of_tasks(engine: Engine, said: set[str]) -> None:
+    """To plan costs as much as to do, and is done for each connection and each statement that it has not seen before."""
 
     def live(count: int) -> set[str]:
         said.clear()
-        new = [NewTask(**{**_NEW, "id": task_id, "correlation_id": task_id}) for task_id in (new_id() for _ in range(count))]
+        new = [r.new() for _ in range(count)]
         db.unit(lambda: lifecycle.enter(new))
         ids = [task.id for task in new]
         db.read(lambda: queries.ready(ids))
@@ -221,29 +227,12 @@ def test_one_plan_does_for_any_number_of_tasks(engine: Engine, monkeypatch: pyte
     assert live(2) == live(9)
 
 
-def test_clients_cannot_make_ever_more_plans(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_cannot_make_ever_more_plans(engine: Engine, said: set[str]) -> None:
     """A connection keeps so many; whatever combination of fields tasks bring along, there are two."""
-    said = set[str]()
-    run = module.Postgres.run
-    monkeypatch.setattr(module.Postgres, "run", lambda self, statement, values: said.add(statement) or run(self, statement, values))  # type: ignore[func-returns-value]
     fields: list[dict[str, Any]] = [{}, {"title": "t"}, {"silence_s": 2.0}, {"title": "t", "concurrency_key": "k"}, {"not_before": 4e9}]
-    new = [NewTask(**{**_NEW, "id": task_id, "correlation_id": task_id, **more}) for more in fields for task_id in [new_id()]]
-    for task in new:
-        db.unit(partial(lifecycle.enter, [task]))
+    for more in fields:
+        db.unit(partial(lifecycle.enter, [r.new(**more)]))
     assert len(said) == 2
-
-
-_NEW: dict[str, Any] = {
-    "type": "echo",
-    "queue": "default",
-    "payload": "{}",
-    "labels": {},
-    "priority": 0,
-    "not_before": None,
-    "timeout_s": 60.0,
-    "max_attempts": 1,
-    "max_losses": 3,
-}
 
 
 def test_a_statement_that_fails_undoes_what_was_begun_with_it(engine: Engine) -> None:

@@ -289,7 +289,9 @@ def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
 
 
 def _spelled(statement: str) -> str:
-    return statement.replace("{now}", now().sql).replace("{moment}", moment().sql)
+    if "{moment}" in statement:
+        statement = statement.replace("{moment}", moment().sql)
+    return statement.replace("{now}", now().sql)
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:

@@ -206,7 +206,7 @@ def _start(target: str, kind: str, data: dict[str, Any], token: int, *, returnin
         **how,
     )
     if not db.is_postgres():
-        _insert_lines(_START, [(row["rate_key"], row["updated_at"], row["id"]) for row in rows if row["rate_key"] is not None])
+        moves.insert_lines(_START, [(row["rate_key"], row["updated_at"], row["id"]) for row in rows if row["rate_key"] is not None])
     return rows
 
 
@@ -341,7 +341,7 @@ def _succeed(endings: Sequence[Ending]) -> set[str]:
     rows = change(SUCCEEDED, (RUNNING,), SUCCEEDED, {}, sets=sets, more=more, given=given, where=where, values=values, also=also)
     seqs = {row["id"]: row["seq"] for row in rows}
     if not db.is_postgres():
-        _insert_lines(_LOG, [(task_id, seqs[task_id] - back, *line) for task_id, back, *line in lines if task_id in seqs])
+        moves.insert_lines(_LOG, [(task_id, seqs[task_id] - back, *line) for task_id, back, *line in lines if task_id in seqs])
     return set(seqs)
 
 
@@ -355,11 +355,6 @@ def _with_lines(lines: Sequence[_Line]) -> tuple[str, Sequence[Any]]:
     given, values = db.listed(lines)
     numbers = "moved.seq - CAST(column2 AS integer), CAST(column3 AS integer), CAST(column4 AS integer)"
     return f"{_LOG} SELECT moved.id, {numbers}, column5 FROM {given} JOIN moved ON moved.id = column1", values
-
-
-def _insert_lines(into: str, lines: Sequence[tuple[Any, ...]]) -> None:
-    for some in moves.pieces(lines):
-        db.rows(f"{into} VALUES {db.tuples(len(some), len(some[0]))}", [value for line in some for value in line])
 
 
 def _held(claim: Claim) -> tuple[str, int, str]:

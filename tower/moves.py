@@ -48,6 +48,7 @@ _GIVEN = {
     "timeout_s": "double precision",
     "silence_s": "double precision",
 }
+#: What most tasks have no value for.
 _GIVEN_AT_TIMES = (
     *("title", "requested_by", "not_before", "expires_at", "concurrency_key", "rate_key", "rate_limit", "rate_per_s", "silence_s"),
     *("idempotency_key", "idempotency_hash", "parent_id", "retry_of"),
@@ -68,7 +69,8 @@ _EVENT = "INSERT INTO task_event (task_id, seq, attempt, at, kind, data)"
 #: In Postgres, the events of the rows that a statement named `moved` has changed.
 _TELLING = "SELECT id, seq, attempt, updated_at, ?, ? FROM moved"
 _TOLD = f"{_EVENT} {_TELLING}"
-_TOLD_VIA = f"{_EVENT} SELECT id, seq - 1, attempt - 1, updated_at, '{{via}}', '{{{{}}}}' FROM moved"
+#: The event before that, of an attempt earlier.
+_TELLING_BEFORE = "SELECT id, seq - 1, attempt - 1, updated_at, ?, ? FROM moved"
 
 _log = logging.getLogger("tower.task")
 
@@ -223,23 +225,29 @@ def _with_events(
     allowed: Statement = _NONE,
     also: Statement = _NONE,
 ) -> list[Row]:
-    text = _text(data)
+    told = [(1, via, "{}"), (0, kind, _text(data))] if via else [(0, kind, _text(data))]
     if db.is_postgres():
-        told = f"{_TOLD_VIA.format(via=via)} UNION ALL {_TELLING}" if via else _TOLD
-        parts = [("allowed", allowed), ("moved", (statement, values)), ("told", (told, (kind, text))), ("more", also)]
+        tell = f"{_EVENT} {' UNION ALL '.join(_TELLING_BEFORE if back else _TELLING for back, _, _ in told)}"
+        events = [value for _, *event in told for value in event]
+        parts = [("allowed", allowed), ("moved", (statement, values)), ("told", (tell, events)), ("more", also)]
         steps = ", ".join(f"{name} AS ({part})" for name, (part, _) in parts if part)
         rows = db.rows(f"WITH {steps} SELECT * FROM moved", [value for _, (_, given) in parts for value in given])
     else:
         rows = db.rows(statement, values)
-        events = [(row["id"], row["seq"], row["attempt"], row["updated_at"], kind, text) for row in rows]
-        if via:
-            events += [(row["id"], row["seq"] - 1, row["attempt"] - 1, row["updated_at"], via, "{}") for row in rows]
-        for some in pieces(events):
-            db.rows(f"{_EVENT} VALUES {db.tuples(len(some), 6)}", [value for event in some for value in event])
+        insert_lines(
+            _EVENT,
+            [(row["id"], row["seq"] - back, row["attempt"] - back, row["updated_at"], *event) for back, *event in told for row in rows],
+        )
     if via:
         _tell([{**row, "attempt": row["attempt"] - 1} for row in rows], via, {})
     _tell(rows, kind, data)
     return rows
+
+
+def insert_lines(into: str, lines: Sequence[tuple[Any, ...]]) -> None:
+    """Insert lines of values, with as many statements as they need."""
+    for some in pieces(lines):
+        db.rows(f"{into} VALUES {db.tuples(len(some), len(some[0]))}", [value for line in some for value in line])
 
 
 def move(

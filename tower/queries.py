@@ -193,9 +193,9 @@ def ready(asked: Sequence[str] = ()) -> Ready:
     # Else Postgres may go through all that waits for them.
     waits = f"{db.aside('status')} = '{QUEUED}' AND ready_at = 0"
     those, values = db.among("id", asked)
-    named = f"EXISTS (SELECT 1 FROM task WHERE {those} AND {waits})" if asked else "false"
+    named = f"EXISTS (SELECT 1 FROM task WHERE {those} AND {waits})"
     first = f"SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
-    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", values if asked else ())
+    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", values)
     return Ready(found["waits"], bool(found["asked"]), found["next"])
 
 
