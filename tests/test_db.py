@@ -24,6 +24,7 @@ from tower import db, sqlite
 from tower.errors import SettingsError, Unavailable
 from tower.models import TABLES, Task, new_id
 from tower.settings import Settings
+from tower.trouble import Trouble
 
 #: How many migrations there are.
 STEPS = len(list((Path(db.__file__).parent / "migrations").glob("0*.py")))
@@ -181,6 +182,19 @@ def test_patience_ends_with_a_clear_word(own_postgres: Postgres) -> None:
     own_postgres.stop(signal.SIGQUIT)
     with pytest.raises(Unavailable, match="does not answer: connection to server"):
         db.unit(lambda: 1, patience_s=0.2)
+
+
+def test_a_try_that_ends_badly_is_no_news_if_a_later_one_went_well() -> None:
+    """Only if no answer came: that somebody holds a lock is true whatever else works."""
+    trouble, before = Trouble(), time.monotonic()
+    trouble.end(writing=False)
+    trouble.begin(peewee.OperationalError("server closed the connection"), writing=True, tried_at=before)
+    assert trouble.now() is None
+    trouble.begin(peewee.OperationalError("database is locked"), writing=True, tried_at=before)
+    assert "holds a lock" in str(trouble.now())
+    trouble.end(writing=True)
+    trouble.begin(peewee.OperationalError("server closed the connection"), writing=True, tried_at=time.monotonic())
+    assert "does not answer" in str(trouble.now())
 
 
 def test_sqlite_waits_for_another_writer(sqlite_settings: Settings) -> None:

@@ -5,6 +5,7 @@ Nothing is lost or done twice when that cannot be.
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
@@ -368,7 +369,7 @@ def test_a_database_that_is_away_is_told_of_as_always(engine: Engine, monkeypatc
                 assert "only be read" in (db.trouble.now() or "")
         while (await _tried(engine)) in (None, *engine.in_thread):
             await asyncio.sleep(0.05)
-        db.trouble.begin("away", writing=True)
+        db.trouble.begin(peewee.OperationalError("away"), writing=True, tried_at=time.monotonic())
         engine.in_thread.clear()
         await engine.enqueue()
         assert (engine.in_thread, db.trouble.now()) == ([], None)

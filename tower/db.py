@@ -22,7 +22,7 @@ from tower.faults import fault
 from tower.postgres import Postgres
 from tower.settings import Settings
 from tower.sqlite import File, Sqlite
-from tower.trouble import Trouble, explain, is_of_writing, is_outage
+from tower.trouble import Trouble, explain, is_outage
 
 T = TypeVar("T")
 
@@ -187,8 +187,9 @@ def _patiently(
         return done
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:
+        tried_at = time.monotonic()
         try:
-            with _turn(deadline - time.monotonic(), writing=writing, in_turn=in_turn), _connected(writing=writing):
+            with _turn(deadline - tried_at, writing=writing, in_turn=in_turn), _connected(writing=writing):
                 done = work()
             _settle(done, is_promise)
             trouble.end(writing=writing)
@@ -199,7 +200,7 @@ def _patiently(
             if not is_outage(error):
                 raise
             if time.monotonic() + pause > deadline:
-                trouble.begin(explain(error), writing=writing and is_of_writing(error))
+                trouble.begin(error, writing=writing, tried_at=tried_at)
                 if not insists():
                     raise Unavailable(explain(error), code="database_unavailable") from error
                 deadline = time.monotonic() + patience_s

@@ -33,7 +33,7 @@ _MEANINGS = (
     (("max connections exceeded",), (), "Every database connection of this process is in use; raise TOWER_DB_POOL"),
     (("too many clients",), ("53300",), "The database takes no more connections; raise its limit or lower TOWER_DB_POOL"),
 )
-#: Those that say nothing of reading.
+#: Those that say nothing of reading: a read that works does not end them.
 _OF_WRITING = _MEANINGS[:4]
 #: What psycopg2 files under mistakes of the program, though Postgres or its administrator is at fault: read-only, ended, damaged.
 _NO_MISTAKE = ("25006", "25P03", "25P04", "XX")
@@ -58,11 +58,6 @@ def explain(error: BaseException) -> str:
     """Return what the failure means, and what the database said."""
     said, meaning = _said(error), _meaning(error)
     return f"{meaning[-1]} ({said})." if meaning else f"The database does not answer: {said}."
-
-
-def is_of_writing(error: BaseException) -> bool:
-    """Whether reading may work all the same, so that a read that works does not end it."""
-    return _meaning(error) in _OF_WRITING
 
 
 def _said(error: BaseException) -> str:
@@ -99,15 +94,22 @@ class Trouble:
         self._message: str | None = None
         self._was_writing = False
         self._since = 0.0
+        #: When it answered last.
+        self._answered_at = 0.0
 
-    def begin(self, message: str, *, writing: bool) -> None:
-        """Note that reading or writing failed."""
+    def begin(self, error: BaseException, *, writing: bool, tried_at: float) -> None:
+        """Note that reading or writing failed; that no answer came is no news if one has come since this try began."""
+        if _meaning(error) is None and tried_at < self._answered_at:
+            return
+        message = explain(error)
         with self._lock:
-            self._message, self._was_writing, self._since = message, writing, time.monotonic()
+            self._message, self._since = message, time.monotonic()
+            self._was_writing = writing and _meaning(error) in _OF_WRITING
         self._outage.begin("%s Nothing accepted is lost: new tasks are refused, running ones go on while their leases last.", message)
 
     def end(self, *, writing: bool) -> None:
         """Note that reading or writing worked; a read that works says nothing about writing."""
+        self._answered_at = time.monotonic()
         if self._message is not None and (writing or not self._was_writing):
             with self._lock:
                 self._message = None
