@@ -45,7 +45,8 @@ def ended(count: int = MANY) -> list[str]:
 
 def ready(asked: Scribe) -> psutil.Process:
     """Have the scribe started, wait until it works, and return it."""
-    wait_for("the scribe", lambda: bool(asked.make(ended())))
+    ids = ended()
+    wait_for("the scribe", lambda: bool(asked.make(ids)))
     found = scribe_of(os.getpid())
     assert found
     return found
