@@ -9,7 +9,7 @@ from typing import Any
 import dramatiq
 from dramatiq.middleware import Middleware
 
-from actors.orchestrator import Dispatcher, Walk
+from actors.orchestrator import Dispatcher, NoSlots
 from actors.runner import Runner
 from actors.trace import Tracer
 from actors.worker import WorkerProcess
@@ -19,7 +19,6 @@ from tower.errands import Errand
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.handler import Registry
-from tower.reminders import Nudge
 from tower.settings import Settings
 from tower.sweep import Sweep
 
@@ -50,7 +49,7 @@ class Crew(Middleware):
         self._settings = settings
         self._registry = registry
         self._nudger = Nudger(broker)
-        self._dispatcher = Dispatcher(settings, self._nudger, self._offer, self._start_here, self._turnover)
+        self._dispatcher = Dispatcher(settings, self._nudger)
         self._tracer = Tracer(settings)
         self._runner: Runner | None = None
         self._worker: WorkerProcess | None = None
@@ -93,15 +92,6 @@ class Crew(Middleware):
         self._dispatcher.answer(asked)
         runner.fill()
 
-    def _offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
-        return nudges if self._runner is None or self._is_leaving else self._runner.offer(nudges)
-
-    def _start_here(self, walk: Walk) -> int | None:
-        return None if self._runner is None or self._is_leaving else self._runner.start(walk)
-
-    def _turnover(self) -> float:
-        return self._runner.take_turnover() if self._runner else 0.0
-
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Make room for the control actors beside the slots, and start beating."""
         slots = worker.worker_threads
@@ -125,6 +115,8 @@ class Crew(Middleware):
     def before_worker_shutdown(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Hand back what runs before dramatiq waits for its threads; the embedded server ends at once, as Ctrl-C should."""
         self._is_leaving = take_while(broker, self._registry.queues, lambda: False)
+        if self._is_leaving:
+            self._dispatcher.slots = NoSlots()
         self._stop(0 if self._settings.embedded else self._settings.shutdown_grace_s)
 
     def _prepare_database(self) -> None:
@@ -140,6 +132,7 @@ class Crew(Middleware):
         self._runner = Runner(
             self._settings, self._registry, self._nudger, self._worker, self._dispatcher.run_pass, write_trace, lambda: self._tracer.lag_s
         )
+        self._dispatcher.slots = self._runner
         self._worker.start(self._runner.look, lambda: self._dispatcher.due_s, self._runner.abandon)
         self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, partial(self._decide, self._runner), _DECIDE_S)}
         if write_trace:

@@ -6,9 +6,9 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from peewee import Tuple, ValuesList
 
@@ -35,30 +35,52 @@ _MOST_HEADS = 10_000
 _MOST_TRIES, _FORESTALLED_S = 10, 0.002
 
 
-#: Puts tasks into free slots of this process; returns those for which there are none.
-Offer = Callable[[Sequence[Nudge]], Sequence[Nudge]]
-#: Starts what a walk has chosen in free slots of this process; returns how many began, none if somebody else decided meanwhile; None if
-#: they have to be dispatched instead.
-Start = Callable[["Walk"], int | None]
+class Slots(Protocol):
+    """The slots of this process, which a pass fills first of all."""
+
+    def take_turnover(self) -> float:
+        """Return how many short tasks a slot has ended, on average, since this was asked last."""
+
+    def recall(self) -> None:
+        """Start no more of what the last pass has chosen: another one chooses anew."""
+
+    def start(self, walk: "Walk", *, keeps: bool) -> int | None:
+        """Start what a walk has chosen, the rest later if it `keeps`; return how many do, none if somebody else decided meanwhile.
+
+        Returns None if they have to be dispatched first.
+        """
+
+    def offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
+        """Give free slots tasks that were dispatched; return those for which there are none."""
+
+
+class NoSlots(Slots):
+    """A process that runs no tasks."""
+
+    def take_turnover(self) -> float:
+        """Return 0."""
+        return 0.0
+
+    def recall(self) -> None:
+        """Do nothing."""
+
+    def start(self, walk: "Walk", *, keeps: bool) -> int | None:
+        """Return None."""
+        return None
+
+    def offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
+        """Return them all."""
+        return nudges
 
 
 class Dispatcher:
     """Runs passes; nudges that arrive while one runs are answered together by the next."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        nudger: Nudger,
-        offer: Offer = lambda nudges: nudges,
-        start: Start = lambda walk: None,
-        turnover: Callable[[], float] = float,
-    ) -> None:
+    def __init__(self, settings: Settings, nudger: Nudger, slots: Slots | None = None) -> None:
         self._settings = settings
         self._nudger = nudger
-        self._offer = offer
-        self._start = start
-        #: Returns how many short tasks a slot has ended since this was asked last.
-        self._turnover = turnover
+        #: Where tasks can be started without anybody being nudged.
+        self.slots = slots or NoSlots()
         #: Whether the last pass found no room for more: then every end of a task makes some.
         self._was_cut_short = False
         #: When the last pass found nothing that waits; who asks a while after that most likely speaks of a new task.
@@ -105,13 +127,13 @@ class Dispatcher:
         ready = self._ready(asked[-_MOST_ASKED:])
         self._idle_since = math.inf if ready.waits_s is not None else time.monotonic()
         if ready.waits_s is None:
-            self._turnover()  # what ended while nothing waited says little of what comes
+            self.slots.take_turnover()  # what ended while nothing waited says little of what comes
             return started
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
             self._be_due(_NEW_S)
             return started
         # Those may wait at the workers, per slot, that will end before there is another pass.
-        return started + self._start_some(min(max(PREFETCH, self._turnover()), _MOST_AHEAD))
+        return started + self._start_some(min(max(PREFETCH, self.slots.take_turnover()), _MOST_AHEAD))
 
     def _start_some(self, ahead: float) -> int:
         """Mark as dispatched what may start now, and have it started; so many tasks may wait at the workers, per slot.
@@ -121,11 +143,12 @@ class Dispatcher:
         for tries in range(_MOST_TRIES):
             if tries:
                 time.sleep(random.uniform(0, tries * _FORESTALLED_S))  # so that many do not look in step
+            self.slots.recall()
             walk = db.read(partial(self._choose, ahead), in_turn=True)
             if not walk.chosen:
                 return 0
             fault("dispatch.before_commit")
-            started = self._start(walk)
+            started = self.slots.start(walk, keeps=ahead > PREFETCH)
             if started is None:
                 started = self._dispatch(walk)
             if started:
@@ -164,7 +187,7 @@ class Dispatcher:
 
         Who is busy is asked after the commit: a slot that becomes free later will find what was chosen.
         """
-        left = self._offer(chosen)
+        left = self.slots.offer(chosen)
         if not left:
             return
         idle = db.read(partial(_idle_workers, self._settings.lease_s), in_turn=True)

@@ -4,13 +4,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 
 from actors import handling
 from actors.attempt import LEASE_LOST, SHUTDOWN, UNGUARDED, Attempt
 from actors.batch import Batch, Done, Tempo, Watch
+from actors.desk import Answer, Desk
 from actors.orchestrator import Walk
 from actors.worker import WorkerProcess
 from tower import db, lifecycle, log, queries
@@ -18,9 +17,7 @@ from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errands import Threads
 from tower.errors import Unavailable
 from tower.faults import fault
-from tower.group import Group
 from tower.handler import Registry
-from tower.host import lease_time
 from tower.leases import Claim
 from tower.lifecycle import Ending, Outcome
 from tower.models import SUCCEEDED, new_id
@@ -43,23 +40,6 @@ _TOLD = ""
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Round:
-    """What a thread has to write: how attempts ended, and how many tasks it takes next."""
-
-    endings: Sequence[Ending] = ()
-    takes: int = 0
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """The status that each attempt ended with, None if its lease was gone; and the next claims, with when they were asked for."""
-
-    statuses: Sequence[str | None] = ()
-    claims: Sequence[Claim] = ()
-    leased_at: float = 0.0
-
-
 class Runner:
     """Runs tasks in the slots of one worker process."""
 
@@ -80,41 +60,49 @@ class Runner:
         self._run_pass = run_pass
         self._write_trace = write_trace
         self._trace_lag = trace_lag
-        self._desk = Group(self._write)
         self._threads = Threads("slot")
         self._tempo = Tempo()
+        self._desk = Desk(settings, worker, self._tempo.is_quick)
         self._watch = Watch(self._begin)
-        #: Whether more was dispatched than slots were free: then an end is recorded together with the next claim.
-        self._is_behind = False
 
     def handle(self) -> None:
         """Answer a nudge: give free slots what was dispatched, whatever task it names."""
         if self._worker.free_slots:
             self.fill()
         else:
-            self._is_behind = True
+            self._desk.is_behind = True
 
     def offer(self, nudges: Sequence[Nudge]) -> list[Nudge]:
         """Give tasks that were dispatched to free slots of this process; return those for which there are none."""
         ours = [nudge for nudge in nudges if nudge.queue in self._worker.queues]
         slots = self._worker.take_slots(len(ours))
         if slots < len(ours):
-            self._is_behind = True
+            self._desk.is_behind = True
         if slots:
             self._start(slots)
         given = set(ours[:slots])
         return [nudge for nudge in nudges if nudge not in given]
 
-    def start(self, walk: Walk) -> int | None:
-        """Dispatch and claim what a walk has chosen with one commit, if there is a free slot here for each; return how many began.
+    def start(self, walk: Walk, *, keeps: bool) -> int | None:
+        """Dispatch and claim what a walk has chosen with one commit, and what it keeps with that of the end that frees a slot for it.
 
-        Returns None if they have to be dispatched first: for want of slots, or because these are for what was dispatched before.
+        Returns how many, none if somebody else decided meanwhile. Returns None if they have to be dispatched first: because they may
+        find a free slot at another worker, or because the slots here are for what was dispatched before.
         """
         ours = set(self._worker.queues)
         if not walk.queues <= ours or walk.load.unclaimed & ours:
             return None
-        slots = self._worker.take_slots(len(walk.chosen), all_or_none=True)
-        return self._start(slots, partial(lifecycle.start, walk.chosen, walk.load.token, self._worker.id)) if slots else None
+        keeps = keeps and walk.load.workers == {self._worker.id} and not self._worker.stopping
+        slots = self._worker.take_slots(len(walk.chosen), all_or_none=not keeps)
+        if not slots and not keeps:
+            return None
+        self._desk.keep(walk.chosen, walk.load.token)
+        began = {claim.id for claim in self._start(slots)} if slots else set(walk.chosen)
+        return len(began.intersection(walk.chosen))
+
+    def recall(self) -> None:
+        """Start no more of what was kept: another pass chooses anew."""
+        self._desk.keep((), 0)
 
     def take_turnover(self) -> float:
         """Return how many short tasks a slot has ended, on average, since this was asked last."""
@@ -132,22 +120,22 @@ class Runner:
         waiting = db.read(lambda: queries.dispatched_count(self._worker.queues), in_turn=True)
         slots = self._worker.take_slots(waiting)
         if slots < waiting:
-            self._is_behind = True
+            self._desk.is_behind = True
         if slots:
             self._start(slots)
 
-    def _start(self, slots: int, claim: Callable[[str], list[Claim]] | None = None) -> int:
-        """Claim, with one commit, a task for each of these slots, which are taken, and run them; return how many got one."""
-        answer = _Answer()
+    def _start(self, slots: int) -> Sequence[Claim]:
+        """Claim, with one commit, a task for each of these slots, which are taken, and run them; return those that there were."""
+        answer = Answer()
         try:
-            [answer] = self._write([_Round(takes=slots)], claim)
+            answer = self._desk.claim(slots)
         finally:
             self._worker.give_slots(slots - len(answer.claims))
         for batch in self._tempo.batches(answer.claims, answer.leased_at):
             self._begin(batch)
-        if len(answer.claims) < slots and self._is_behind:  # somebody found no slot meanwhile
+        if len(answer.claims) < slots and self._desk.is_behind:  # somebody found no slot meanwhile
             self.fill()
-        return len(answer.claims)
+        return answer.claims
 
     def _begin(self, batch: Batch) -> None:
         try:
@@ -169,7 +157,7 @@ class Runner:
 
     def _run(self, batch: Batch) -> list[Batch]:
         """Run the tasks of a batch and record their ends; return the next batches, and give back the slots that they do not need."""
-        last, answer = None, _Answer()
+        last, answer = None, Answer()
         try:
             done = self._perform(batch)
             if done:  # else the watch has taken them away
@@ -179,7 +167,7 @@ class Runner:
                 self._ask_for_more(last)
                 time.sleep(min(self._late_s, _PAUSE_S))
                 if not self._worker.stopping:
-                    answer = self._desk.do(_Round(takes=batch.slots))
+                    answer = self._desk.record((), batch.slots)
         finally:
             self._worker.give_slots(batch.slots - len(answer.claims))
             # Only now: it looks for what found no slot while these were not free.
@@ -205,7 +193,7 @@ class Runner:
     @property
     def _goes_on(self) -> bool:
         """Whether the next tasks are taken with the same commit that records the end of the last."""
-        return self._is_behind and not self._worker.stopping and self._late_s <= 0
+        return self._desk.has_more and not self._worker.stopping and self._late_s <= 0
 
     @property
     def _late_s(self) -> float:
@@ -223,14 +211,14 @@ class Runner:
         self._record([Done(attempt, outcome)])
         self._ask_for_more(claim.id)
 
-    def _record(self, done: Sequence[Done], takes: int = 0) -> _Answer:
+    def _record(self, done: Sequence[Done], takes: int = 0) -> Answer:
         """Record the ends of attempts, patiently, since while their leases last nobody else will, and take so many tasks.
 
         As long as no beat comes through either, the database is away for everybody: then it is waited for.
         """
         back = list(filter(_is_handed_back, done))
         ended = [one for one in done if one not in back]
-        answer = _Answer()
+        answer = Answer()
         try:
             with self._patience(ended):
                 answer = self._written(ended, takes)
@@ -254,23 +242,23 @@ class Runner:
                 claim = one.attempt.claim
                 _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
 
-    def _written(self, done: Sequence[Done], takes: int) -> _Answer:
+    def _written(self, done: Sequence[Done], takes: int) -> Answer:
         endings = [Ending(one.attempt.claim, one.outcome, new_id(), one.attempt.take_tail()) for one in done if one.outcome]
         if not endings and not takes:
-            return _Answer()
+            return Answer()
         try:
-            return self._desk.do(_Round(endings, takes))
+            return self._desk.record(endings, takes)
         except Unavailable:
             raise
         except Exception:
             if len(endings) < 2:
                 raise
             _log.exception("ends that could not be recorded together are recorded one by one")
-            return _Answer([self._alone(ending) for ending in endings])
+            return Answer([self._alone(ending) for ending in endings])
 
     def _alone(self, ending: Ending) -> str | None:
         try:
-            return self._desk.do(_Round([ending])).statuses[0]
+            return self._desk.record([ending]).statuses[0]
         except Exception:
             _log.exception("the end could not be recorded", extra=log.context(ending.claim.id, ending.claim.attempt))
             return _TOLD
@@ -291,57 +279,6 @@ class Runner:
         status = db.unit(end, patience_s=self._settings.lease_s, recognise=recognise, insists=self._worker.is_cut_off)
         fault("finish.after_commit")
         return status
-
-    def _write(self, rounds: Sequence[_Round], claim: Callable[[str], list[Claim]] | None = None) -> list[_Answer]:
-        """Record the ends of attempts and claim as many tasks as are taken, those dispatched first if not said, in one transaction."""
-        token, sent = new_id(), 0.0
-        endings = [ending for one in rounds for ending in one.endings]
-        takes = sum(one.takes for one in rounds)
-        take = claim or (lambda token: lifecycle.claim_some(self._worker.id, token, takes, self._worker.queues))
-
-        def work() -> tuple[list[str | None], list[Claim]]:
-            nonlocal sent
-            sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
-            statuses = lifecycle.finish_all(endings)
-            return statuses, take(token) if takes else []
-
-        def recognise() -> tuple[list[str | None], list[Claim]] | None:
-            statuses = [lifecycle.finished(ending.claim.id, ending.token) for ending in endings]
-            claims = lifecycle.claimed(token)
-            return (statuses, claims) if claims or any(statuses) else None
-
-        was_behind = False
-        if endings:
-            fault("finish.before")
-        if takes:
-            fault("claim.before")
-            was_behind, self._is_behind = self._is_behind, False  # before we look: who finds no slot after that says so again
-        is_one = lifecycle.is_one_write(endings, takes)
-        try:
-            statuses, claims = db.unit(
-                work,
-                patience_s=self._settings.lease_s,
-                recognise=recognise,
-                is_one_statement=is_one,
-                is_promise=self._is_promise,
-                insists=lambda: bool(endings) and self._worker.is_cut_off(),
-            )
-        except BaseException:
-            self._is_behind = self._is_behind or was_behind
-            raise
-        if claim or len(claims) == takes:  # else all that was dispatched has been claimed
-            self._is_behind = self._is_behind or was_behind
-        if endings:
-            fault("finish.after_commit")
-        if claims:
-            fault("claim.after_commit")
-        ended, taken = iter(statuses), iter(claims)
-        return [_Answer(list(islice(ended, len(one.endings))), list(islice(taken, one.takes)), sent) for one in rounds]
-
-    def _is_promise(self, written: tuple[list[str | None], list[Claim]]) -> bool:
-        """Whether a power cut may not undo this: an end, or a beginning that counts. The next beat keeps all others."""
-        statuses, claims = written
-        return bool(statuses) or not all(claim.max_losses > 1 and self._tempo.is_quick(claim.type) for claim in claims)
 
     def _ask_for_more(self, task_id: str) -> None:
         """Have the orchestrator actor start what may start now that this task has ended."""

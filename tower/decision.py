@@ -70,6 +70,8 @@ class Load:
     rules: Mapping[Place, Limits] = field(default_factory=dict)
     #: The token of the last decision before this was read, see `models.Decision`.
     token: int = 0
+    #: The workers that take tasks, by id.
+    workers: frozenset[str] = frozenset()
     #: Queues in which tasks were dispatched that nobody has claimed yet.
     unclaimed: frozenset[str] = frozenset()
 

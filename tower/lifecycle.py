@@ -176,14 +176,18 @@ def dispatch(ids: Sequence[str], token: int) -> list[Nudge]:
     return [Nudge(row["id"], row["type"], row["queue"]) for row in rows]
 
 
-def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str) -> list[Claim]:
-    """Mark queued tasks as chosen to start and lease them to a worker at that moment: `dispatch` and `claim` in one."""
+def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str, decided: int | None = None) -> list[Claim]:
+    """Mark queued tasks as chosen to start and lease them to a worker at that moment: `dispatch` and `claim` in one.
+
+    What is to follow without another look names the token that this decision gets.
+    """
     where, values = db.among("id", ids)
     rows = _start(
         RUNNING,
         "started",
         {"worker": worker_id},
         token,
+        decided,
         via=DISPATCHED,
         sets=f"{_CHOSEN}, {_LEASED}",
         where=f"{where} AND {IN_TIME}",
@@ -193,7 +197,9 @@ def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str) -> l
     return _as_claims(rows)
 
 
-def _start(target: str, kind: str, data: dict[str, Any], token: int, *, returning: Sequence[str], **how: Any) -> list[moves.Row]:
+def _start(
+    target: str, kind: str, data: dict[str, Any], token: int, decided: int | None = None, *, returning: Sequence[str], **how: Any
+) -> list[moves.Row]:
     """Change queued tasks as `change` does, if nothing else has been decided since the decision of this token."""
     rows = change(
         target,
@@ -201,7 +207,7 @@ def _start(target: str, kind: str, data: dict[str, Any], token: int, *, returnin
         kind,
         data,
         returning=(*returning, "rate_key"),
-        allowed=(f"{_DECIDE} WHERE token = ? RETURNING id", (new_token(), token)),
+        allowed=(f"{_DECIDE} WHERE token = ? RETURNING id", (new_token() if decided is None else decided, token)),
         also=(f"{_START} SELECT rate_key, updated_at, id FROM moved WHERE rate_key IS NOT NULL", ()),
         **how,
     )

@@ -32,6 +32,7 @@ def read_beside(lease_s: float, prefetch: float, *statements: str) -> tuple[Load
     served = ({**worker, "queues": json.loads(worker["queues"])} for worker in workers)
     measured = measure(now, served, in_flight, limits, prefetch)
     measured.token = decision["token"]
+    measured.workers = frozenset(worker["id"] for worker in workers if worker["slots"])
     measured.unclaimed = frozenset(row["queue"] for row in in_flight if row["unclaimed"])
     return measured, found
 
@@ -41,7 +42,7 @@ def paused() -> set[Place]:
     return {(kind, name) for kind, name in Rule.select(Rule.kind, Rule.name).where(Rule.paused_at.is_null(False)).tuples()}
 
 
-_WORKERS = "SELECT slots, queues FROM worker WHERE beat_at > {{now}} - {lease_s}"
+_WORKERS = "SELECT id, slots, queues FROM worker WHERE beat_at > {{now}} - {lease_s}"
 #: What is in flight by queue, type, key and losses; what a stopping worker still runs holds no slot.
 _IN_FLIGHT = f"""
 SELECT queue, type, concurrency_key, losses, max_losses, COUNT(*) AS count, MIN(concurrency_limit) AS lowest,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors import orchestrator
-from actors.orchestrator import Dispatcher
+from actors.orchestrator import Dispatcher, NoSlots
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
@@ -54,14 +54,24 @@ def test_every_idle_worker_is_nudged_while_there_are_tasks_for_it(dispatcher: Di
     assert nudges.sent == [("handler.echo", task_id) for task_id in waiting[:3]]
 
 
+class _Busy(NoSlots):
+    """A worker whose slots have ended so many short tasks before the first pass."""
+
+    def __init__(self, turnover: float) -> None:
+        self._turnover = turnover
+
+    def take_turnover(self) -> float:
+        turnover, self._turnover = self._turnover, 0.0
+        return turnover
+
+
 @pytest.mark.parametrize(("turnover", "started"), [(0.0, 3), (1.5, 5), (2.0, 6), (1e9, 18)])
 def test_as_many_wait_at_the_workers_as_have_ended_since_the_last_pass(rows: Settings, turnover: float, started: int) -> None:
     """So short tasks do not wait for passes, which have a pace; at least a quarter of the slots, and not without end."""
     r.add_worker(slots=2)
     for _ in range(30):
         r.insert()
-    told = [turnover]
-    dispatcher = Dispatcher(rows, r.Nudges(), turnover=lambda: told.pop() if told else 0.0)  # type: ignore[arg-type]
+    dispatcher = Dispatcher(rows, r.Nudges(), _Busy(turnover))  # type: ignore[arg-type]
     assert dispatcher.run_pass() == started
     assert dispatcher.run_pass() == 0
 
@@ -69,8 +79,7 @@ def test_as_many_wait_at_the_workers_as_have_ended_since_the_last_pass(rows: Set
 def test_what_ended_while_nothing_waited_lets_no_more_wait_at_the_workers(rows: Settings) -> None:
     """It says little of what comes later."""
     r.add_worker(slots=2)
-    told = [5.0]
-    dispatcher = Dispatcher(rows, r.Nudges(), turnover=lambda: told.pop() if told else 0.0)  # type: ignore[arg-type]
+    dispatcher = Dispatcher(rows, r.Nudges(), _Busy(5.0))  # type: ignore[arg-type]
     assert dispatcher.run_pass() == 0
     for _ in range(30):
         r.insert()

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from actors import orchestrator
 from actors.orchestrator import Dispatcher, Walk
-from actors.runner import Runner, _Round
+from actors.runner import Runner
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
@@ -21,8 +21,7 @@ from tower import db, lifecycle, queries, sqlite
 from tower.broker import ORCHESTRATE
 from tower.errands import Errand
 from tower.handler import Fail, HandlerType, Registry, TaskContext
-from tower.models import DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED
-from tower.reminders import Nudge
+from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, Worker
 from tower.settings import Settings
 
 
@@ -49,19 +48,14 @@ class _Crew:
         registry._types["echo"] = HandlerType("echo", self._handle, payload=_Anything, queue="default", timeout_s=60.0, max_attempts=1)
         self.act: Callable[[Any, TaskContext], object] = lambda payload, task: None
         self.worker = WorkerProcess(settings, nudges, slots=slots, queues=["default"])  # type: ignore[arg-type]
-        self.dispatcher = Dispatcher(settings, nudges, self._offer, self._start)  # type: ignore[arg-type]
+        self.dispatcher = Dispatcher(settings, nudges)  # type: ignore[arg-type]
         self.runner = Runner(settings, registry, nudges, self.worker, self.dispatcher.run_pass, None, lag_s)  # type: ignore[arg-type]
+        self.dispatcher.slots = self.runner
         nudges.errand = Errand("test", self._decide)
         self.errand = nudges.errand
 
     def _handle(self, payload: Any, task: TaskContext) -> object:
         return self.act(payload, task)
-
-    def _offer(self, some: Sequence[Nudge]) -> Sequence[Nudge]:
-        return self.runner.offer(some)
-
-    def _start(self, walk: Walk) -> int | None:
-        return self.runner.start(walk)
 
     def _decide(self, asked: Any) -> None:
         self.dispatcher.answer(asked)
@@ -110,11 +104,8 @@ def test_one_nudge_is_enough_for_more_tasks_than_there_are_slots(rows: Settings)
         assert _wait_for_ends(ids) == [SUCCEEDED] * 8
 
 
-def test_what_fits_into_free_slots_starts_with_the_commit_that_chooses_it(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fits_into_free_slots_starts_with_the_commit_that_chooses_it(rows: Settings, dispatched: list[str]) -> None:
     """Not with a second one; what does not fit, or is of a queue that this worker does not serve, is dispatched first."""
-    dispatched = list[Sequence[str]]()
-    really = lifecycle.dispatch
-    monkeypatch.setattr(lifecycle, "dispatch", lambda ids, token: dispatched.append(ids) or really(ids, token))  # type: ignore[func-returns-value]
     with _crew(rows, 2) as crew:
         r.add_worker("w2", queues='["other"]')
         few = [r.insert(), r.insert()]
@@ -124,11 +115,11 @@ def test_what_fits_into_free_slots_starts_with_the_commit_that_chooses_it(rows: 
         wait_for("the slots to be free", lambda: crew.worker.free_slots == 2)
         many = [r.insert() for _ in range(3)]
         crew.dispatcher.run_pass()
-        assert dispatched == [many]
+        assert dispatched == many
         assert _wait_for_ends(many) == [SUCCEEDED] * 3
         elsewhere = r.insert(queue="other")
         crew.dispatcher.run_pass()
-        assert (dispatched[1:], _statuses([elsewhere])) == ([[elsewhere]], [DISPATCHED])
+        assert (dispatched[3:], _statuses([elsewhere])) == ([elsewhere], [DISPATCHED])
 
 
 def test_what_was_dispatched_before_starts_before_what_is_chosen_now(rows: Settings) -> None:
@@ -145,23 +136,131 @@ def test_what_was_dispatched_before_starts_before_what_is_chosen_now(rows: Setti
         assert _wait_for_ends(ids) == [SUCCEEDED] * 3
 
 
+def _look() -> Walk:
+    def look() -> Walk:
+        walk = orchestrator.look(30, 8)
+        walk.step()
+        return walk
+
+    return db.read(look)
+
+
+@pytest.fixture
+def no_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No end asks for a pass."""
+    monkeypatch.setattr("actors.runner.ORCHESTRATE", "nobody")
+
+
+@pytest.fixture
+def dispatched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the tasks that a pass dispatches for whoever claims them."""
+    made, really = list[str](), lifecycle.dispatch
+    monkeypatch.setattr(lifecycle, "dispatch", lambda ids, token: made.extend(ids) or really(ids, token))  # type: ignore[func-returns-value]
+    return made
+
+
+@pytest.mark.usefixtures("no_pass")
+def test_what_is_kept_starts_with_the_ends_that_free_slots_for_it(rows: Settings, dispatched: list[str]) -> None:
+    """In its order, and dispatched at that moment only: until then it can be held up or passed."""
+    ran, go_on = list[str](), threading.Event()
+    with _crew(rows, 2) as crew:
+        crew.act = lambda payload, task: ran.append(task.id) or go_on.wait(60)  # type: ignore[func-returns-value]
+        ids = [r.insert() for _ in range(8)]
+        assert crew.runner.start(_look(), keeps=True) == 2
+        wait_for("two to run", lambda: len(ran) == 2)
+        assert _statuses(ids) == [RUNNING] * 2 + [QUEUED] * 6
+        assert crew.runner.start(_look(), keeps=True) == 6
+        go_on.set()
+        assert _wait_for_ends(ids) == [SUCCEEDED] * 8
+    assert (sorted(ran[:2]), [place for place, task_id in enumerate(ran[2:]) if abs(place - ids.index(task_id) + 2) > 1]) == (ids[:2], [])
+    assert dispatched == []
+    assert all(r.kinds(task_id) == ["queued", "dispatched", "started", "succeeded"] for task_id in ids)
+
+
+def test_nothing_is_kept_where_it_could_start_elsewhere(rows: Settings) -> None:
+    """Nor by a worker that is not known any more, or about to stop."""
+    with _crew(rows, 1) as crew:
+        for _ in range(3):
+            r.insert()
+        r.add_worker("w2")
+        assert crew.runner.start(_look(), keeps=True) is None
+        db.unit(lambda: Worker.update(slots=0).where(Worker.id == crew.worker.id).execute())
+        assert crew.runner.start(_look(), keeps=True) is None
+        db.unit(lambda: Worker.delete().where(Worker.id == "w2").execute())
+        db.unit(lambda: Worker.update(slots=1).where(Worker.id == crew.worker.id).execute())
+        crew.worker.take_no_more()
+        assert crew.runner.start(_look(), keeps=True) is None
+
+
+@pytest.mark.usefixtures("no_pass")
+@pytest.mark.parametrize("change", [lambda crew: lifecycle.void_decisions(), lambda crew: crew.runner.recall()])
+def test_what_is_kept_does_not_start_after_another_decision(rows: Settings, change: Any) -> None:
+    """As that of whoever pauses something, or the next pass of this worker, which may have seen something more urgent."""
+    go_on = threading.Event()
+    with _crew(rows, 1) as crew:
+        crew.act = lambda payload, task: go_on.wait(60)
+        first, kept = r.insert(), r.insert()
+        assert crew.runner.start(_look(), keeps=True) == 1
+        wait_for("it to run", lambda: _statuses([first]) == [RUNNING])
+        db.unit(lambda: change(crew))
+        go_on.set()
+        assert _wait_for_ends([first]) == [SUCCEEDED]
+        wait_for("its slot", lambda: crew.worker.free_slots == 1)
+        assert _statuses([kept]) == [QUEUED]
+        crew.dispatcher.run_pass()
+        assert _wait_for_ends([kept]) == [SUCCEEDED]
+
+
+def test_what_was_cancelled_while_it_was_kept_holds_up_nothing_behind_it(rows: Settings) -> None:
+    """A pass that follows chooses again."""
+    go_on = threading.Event()
+    with _crew(rows, 1) as crew:
+        crew.act = lambda payload, task: go_on.wait(60)
+        first, gone, last = r.insert(), r.insert(), r.insert()
+        assert crew.runner.start(_look(), keeps=True) == 1
+        db.unit(lambda: lifecycle.cancel(gone, None))
+        go_on.set()
+        assert _wait_for_ends([first, gone, last]) == [SUCCEEDED, CANCELLED, SUCCEEDED]
+
+
+@pytest.mark.usefixtures("no_pass")
+def test_a_start_of_what_is_kept_whose_answer_was_lost_is_recognised(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs once, and what is kept behind it goes on."""
+    start, tries = lifecycle.start, list[int]()
+
+    def lose_second(*arguments: Any) -> Any:
+        claims = start(*arguments)
+        tries.append(len(claims))
+        if len(tries) == 2:
+            db.database.commit()
+            raise peewee.OperationalError("server closed the connection unexpectedly")
+        return claims
+
+    with _crew(rows, 1) as crew:
+        ids = [r.insert() for _ in range(3)]
+        monkeypatch.setattr(lifecycle, "start", lose_second)
+        assert crew.runner.start(_look(), keeps=True) == 1
+        assert _wait_for_ends(ids) == [SUCCEEDED] * 3
+    assert all(r.kinds(task_id) == ["queued", "dispatched", "started", "succeeded"] for task_id in ids)
+
+
 def test_who_was_forestalled_still_knows_that_more_was_dispatched(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A nudge found no free slot while a pass had taken them, and what the pass had chosen was decided by somebody else meanwhile."""
-    dispatched, ran = list[str](), list[str]()
+    ran = list[str]()
     with _crew(rows, 1) as crew:
         crew.act = lambda payload, task: ran.append(task.id)
         chosen = r.insert()
-        monkeypatch.setattr("actors.runner.fault", lambda name: crew.runner.handle() if name == "claim.before" else None)
-        walk = db.read(lambda: orchestrator.look(30, 0.25))
-        walk.step()
+        monkeypatch.setattr("actors.desk.fault", lambda name: crew.runner.handle() if name == "claim.before" else None)
+        walk = _look()
         assert walk.chosen == [chosen]
-        dispatched.append(r.insert())
+        dispatched = [r.insert()]
         r.dispatch(*dispatched)
-        assert crew.runner.start(walk) == 0
+        assert crew.runner.start(walk, keeps=False) == 0
         assert _wait_for_ends(dispatched) == [SUCCEEDED]
         assert ran[:1] == dispatched
 
 
+@pytest.mark.usefixtures("no_pass")
 def test_a_worker_tells_how_often_its_slots_have_ended_a_short_task(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once; the next pass asks for what has ended since."""
     monkeypatch.setattr("actors.batch._SHORT_S", 1e9)
@@ -175,6 +274,7 @@ def test_a_worker_tells_how_often_its_slots_have_ended_a_short_task(rows: Settin
         assert crew.runner.take_turnover() == 0
 
 
+@pytest.mark.usefixtures("no_pass")
 def test_long_tasks_that_end_together_let_no_more_wait_at_the_workers(rows: Settings) -> None:
     """Else an urgent one that comes next would wait behind them for as long again."""
     with _crew(rows, 4) as crew:
@@ -329,6 +429,6 @@ def test_a_claim_that_had_to_be_tried_again_counts_from_its_last_try(rows: Setti
 
     with _crew(rows, 1) as crew:
         monkeypatch.setattr(lifecycle, "claim_some", fail_first)
-        monkeypatch.setattr("actors.runner.lease_time", lambda **_: float(next(clock)))
-        [answer] = crew.runner._write([_Round(takes=1)])
+        monkeypatch.setattr("actors.desk.lease_time", lambda **_: float(next(clock)))
+        answer = crew.runner._desk.claim(1)
     assert (len(tries), answer.leased_at) == (2, 101.0)

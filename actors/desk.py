@@ -1,0 +1,165 @@
+"""The desk of a worker: there ends are recorded and tasks are claimed, by one commit for all slots that come at the same time."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+
+from actors.worker import WorkerProcess
+from tower import db, lifecycle
+from tower.faults import fault
+from tower.group import Group
+from tower.host import lease_time
+from tower.leases import Claim
+from tower.lifecycle import Ending
+from tower.models import new_id, new_token
+from tower.settings import Settings
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The status that each attempt ended with, None if its lease was gone; and the next claims, with when they were asked for."""
+
+    statuses: Sequence[str | None] = ()
+    claims: Sequence[Claim] = ()
+    leased_at: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Round:
+    """What a thread has to write: how attempts ended, and how many tasks it takes next."""
+
+    endings: Sequence[Ending] = ()
+    takes: int = 0
+
+
+class Desk:
+    """Records how attempts ended, and claims what slots run next: first what a pass has left here, then what was dispatched."""
+
+    def __init__(self, settings: Settings, worker: WorkerProcess, is_quick: Callable[[str], bool]) -> None:
+        self._settings = settings
+        self._worker = worker
+        self._is_quick = is_quick
+        self._group = Group(self._write)
+        self._kept = _Kept()
+        #: Whether more was dispatched than slots were free.
+        self.is_behind = False
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something most likely waits for the next slot: then an end is recorded together with the next claim."""
+        return self.is_behind or self._kept.has_any
+
+    def keep(self, ids: Sequence[str], token: int) -> None:
+        """Keep what the decision of this token has chosen, in place of what is kept, for slots that become free."""
+        with self._kept.turn():
+            self._kept.put(ids, token)
+
+    def record(self, endings: Sequence[Ending], takes: int = 0) -> Answer:
+        """Record ends and claim so many tasks at most, together with others who come at this moment."""
+        return self._group.do(_Round(endings, takes))
+
+    def claim(self, most: int) -> Answer:
+        """Claim so many tasks at most."""
+        return self._write([_Round(takes=most)])[0]
+
+    def _write(self, rounds: Sequence[_Round]) -> list[Answer]:
+        endings = [ending for one in rounds for ending in one.endings]
+        takes = sum(one.takes for one in rounds)
+        if takes:
+            with self._kept.turn():
+                statuses, claims, sent = self._written(endings, takes, self._kept.take(takes))
+        else:
+            statuses, claims, sent = self._written(endings, 0, ())
+        ended, taken = iter(statuses), iter(claims)
+        return [Answer(list(islice(ended, len(one.endings))), list(islice(taken, one.takes)), sent) for one in rounds]
+
+    def _written(self, endings: Sequence[Ending], takes: int, chosen: Sequence[str]) -> tuple[list[str | None], list[Claim], float]:
+        """Record ends and claim tasks, those chosen first, in one transaction."""
+        token, before, decided, sent = new_id(), self._kept.token, new_token(), 0.0
+        was_behind = is_behind_no_more = False
+
+        def work() -> tuple[list[str | None], list[Claim]]:
+            nonlocal sent, is_behind_no_more
+            sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
+            statuses = lifecycle.finish_all(endings)
+            claims = lifecycle.start(chosen, before, self._worker.id, token, decided) if chosen else []
+            left = takes - len(claims)
+            if left and (was_behind or not claims):
+                claims += lifecycle.claim_some(self._worker.id, token, left, self._worker.queues)
+                is_behind_no_more = len(claims) < takes  # all that was dispatched has been claimed
+            return statuses, claims
+
+        def recognise() -> tuple[list[str | None], list[Claim]] | None:
+            statuses = [lifecycle.finished(ending.claim.id, ending.token) for ending in endings]
+            claims = lifecycle.claimed(token)
+            return (statuses, claims) if claims or any(statuses) else None
+
+        if endings:
+            fault("finish.before")
+        if takes:
+            fault("claim.before")
+            was_behind, self.is_behind = self.is_behind, False  # before we look: who finds no slot after that says so again
+        try:
+            statuses, claims = db.unit(
+                work,
+                patience_s=self._settings.lease_s,
+                recognise=recognise,
+                is_one_statement=lifecycle.is_one_write(endings, takes),
+                is_promise=self._is_promise,
+                insists=lambda: bool(endings) and self._worker.is_cut_off(),
+            )
+        except BaseException:
+            is_behind_no_more = False
+            if chosen:
+                self._kept.put((), 0)
+            raise
+        finally:
+            self.is_behind = self.is_behind or (was_behind and not is_behind_no_more)
+        if chosen:
+            self._kept.go_on(decided, is_good=any(claim.id in chosen for claim in claims))
+        if endings:
+            fault("finish.after_commit")
+        if claims:
+            fault("claim.after_commit")
+        return statuses, claims, sent
+
+    def _is_promise(self, written: tuple[list[str | None], list[Claim]]) -> bool:
+        """Whether a power cut may not undo this: an end, or a beginning that counts. The next beat keeps all others."""
+        statuses, claims = written
+        return bool(statuses) or not all(claim.max_losses > 1 and self._is_quick(claim.type) for claim in claims)
+
+
+class _Kept:
+    """Tasks that a pass has chosen and that stay queued until slots are free; none starts once anybody else has decided."""
+
+    def __init__(self) -> None:
+        self._ids = deque[str]()
+        #: That of the last decision, if it was ours.
+        self.token = 0
+        self._lock = threading.Lock()
+
+    @property
+    def has_any(self) -> bool:
+        """Whether any are left."""
+        return bool(self._ids)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait until nobody else is about to start some: each such start is a decision, which two cannot build on the same one."""
+        with self._lock:
+            yield
+
+    def put(self, ids: Sequence[str], token: int) -> None:
+        """Keep these, in place of those that are left."""
+        self._ids, self.token = deque(ids), token
+
+    def take(self, most: int) -> list[str]:
+        """Return the first, and keep them no more."""
+        return [self._ids.popleft() for _ in range(min(most, len(self._ids)))]
+
+    def go_on(self, token: int, *, is_good: bool) -> None:
+        """Let the next build on this decision; if nothing came of it, most likely somebody else has decided: forget what is left."""
+        self.put(self._ids if is_good else (), token)
