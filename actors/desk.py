@@ -79,17 +79,17 @@ class Desk:
     def _written(self, endings: Sequence[Ending], takes: int, chosen: Sequence[str]) -> tuple[list[str | None], list[Claim], float]:
         """Record ends and claim tasks, those chosen first, in one transaction."""
         token, before, decided, sent = new_id(), self._kept.token, new_token(), 0.0
-        was_behind = is_behind_no_more = False
+        was_behind = has_caught_up = False
 
         def work() -> tuple[list[str | None], list[Claim]]:
-            nonlocal sent, is_behind_no_more
+            nonlocal sent, has_caught_up
             sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
             statuses = lifecycle.finish_all(endings)
             claims = lifecycle.start(chosen, before, self._worker.id, token, decided) if chosen else []
             left = takes - len(claims)
             if left and (was_behind or not claims):
                 claims += lifecycle.claim_some(self._worker.id, token, left, self._worker.queues)
-                is_behind_no_more = len(claims) < takes  # all that was dispatched has been claimed
+                has_caught_up = len(claims) < takes  # all that was dispatched has been claimed
             return statuses, claims
 
         def recognise() -> tuple[list[str | None], list[Claim]] | None:
@@ -112,12 +112,12 @@ class Desk:
                 insists=lambda: bool(endings) and self._worker.is_cut_off(),
             )
         except BaseException:
-            is_behind_no_more = False
+            has_caught_up = False
             if chosen:
                 self._kept.put((), 0)
             raise
         finally:
-            self.is_behind = self.is_behind or (was_behind and not is_behind_no_more)
+            self.is_behind = self.is_behind or (was_behind and not has_caught_up)
         if chosen:
             self._kept.go_on(decided, is_good=any(claim.id in chosen for claim in claims))
         if endings:

@@ -13,7 +13,7 @@ from actors.orchestrator import Dispatcher
 from tests import rows as r
 from tower import db, due, lifecycle, overview, queries, reminders, sqlite
 from tower.lifecycle import Ending, Outcome
-from tower.models import SUCCEEDED, Task, new_id
+from tower.models import FAILED, SUCCEEDED, Task, new_id
 from tower.queries import Filter
 from tower.settings import Settings
 
@@ -160,3 +160,20 @@ def test_what_is_asked_every_second_does_not_go_over_all_that_waits(read_so_far:
     assert db.read(queries.oldest_waiting_s) is not None
     assert len(db.read(lambda: overview.waiting(Filter()))) == overview.MOST
     assert read_so_far() - before < _HISTORY * 5
+
+
+def test_the_last_ends_are_found_without_going_over_all(read_so_far: Callable[[], int]) -> None:
+    """Though that was planned before there were any; of all outcomes, and for somebody who sees one type only."""
+    own = Filter(within_types=("echo",))
+    for _ in range(3):
+        assert db.read(lambda: (overview.just_ended(Filter(), 3), overview.just_ended(own, 3))) == ([], [])
+    first = r.running()
+    db.unit(lambda: lifecycle.finish(first, Outcome(SUCCEEDED), new_id()))
+    _copy(first.id)
+    failed, other = r.running(), r.running(type="other")
+    db.unit(lambda: lifecycle.finish(failed, Outcome(FAILED, error={"code": "handler_error", "message": "no"}), new_id()))
+    db.unit(lambda: lifecycle.finish(other, Outcome(SUCCEEDED), new_id()))
+    before = read_so_far()
+    assert db.read(lambda: overview.just_ended(Filter(), 3))[:2] == [other.id, failed.id]
+    assert db.read(lambda: overview.just_ended(own, 3))[0] == failed.id
+    assert read_so_far() - before < _HISTORY

@@ -356,9 +356,9 @@ def oldest_waiting_s() -> float | None:
 
     Only the first in line are looked at, however many there are: one behind them has waited longer only if all these came back lately.
     """
-    first = Task.select(Task.queued_at).where(in_line()).order_by(Task.rank, Task.id).limit(_FIRST)
-    oldest = min((row[0] for row in first.tuples()), default=None)
-    return None if oldest is None else max(0.0, db.clock() - float(oldest))
+    first = f"SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT {_FIRST}"
+    waits = db.rows(f"SELECT {{now}} - MIN(queued_at) AS waits FROM ({first}) AS first")[0]["waits"]
+    return None if waits is None else max(0.0, waits)
 
 
 def trace_error(task_id: str) -> str | None:
@@ -369,8 +369,9 @@ def trace_error(task_id: str) -> str | None:
 
 def trace_errors(limit: int = 1000) -> list[str]:
     """Return why folders lag behind, those tried most often first; of those that wait, and of all others, only so many are looked at."""
-    queries = [Task.select(Task.trace_error).where(lagging).order_by(Task.trace_due_at.desc()).limit(limit) for lagging in behind()]
-    return [row[0] for query in queries for row in query.tuples() if row[0] is not None]
+    each = (f"SELECT trace_error FROM task WHERE {lagging.sql} ORDER BY trace_due_at DESC LIMIT {limit}" for lagging in behind())
+    found = db.rows(" UNION ALL ".join(f"SELECT trace_error FROM ({one}) AS lagging" for one in each))
+    return [row["trace_error"] for row in found if row["trace_error"] is not None]
 
 
 def progress(task_id: str) -> tuple[str, int]:
