@@ -1,12 +1,10 @@
 """The desk of a worker: there ends are recorded and tasks are claimed, by one commit for all slots that come at the same time."""
 
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from actors.kept import Kept, Some
 from actors.worker import WorkerProcess
 from tower import db, lifecycle
 from tower.faults import fault
@@ -43,19 +41,30 @@ class Desk:
         self._worker = worker
         self._is_quick = is_quick
         self._group = Group(self._write)
-        self._kept = _Kept()
+        self._kept = Kept()
         #: Whether more was dispatched than slots were free.
         self.is_behind = False
 
     @property
     def has_more(self) -> bool:
         """Whether something most likely waits for the next slot: then an end is recorded together with the next claim."""
-        return self.is_behind or self._kept.has_any
+        return self.is_behind or self.kept > 0
 
-    def keep(self, ids: Sequence[str], token: int) -> None:
-        """Keep what the decision of this token has chosen, in place of what is kept, for slots that become free."""
-        with self._kept.turn():
-            self._kept.put(ids, token)
+    @property
+    def kept(self) -> int:
+        """How many tasks are kept for slots that become free."""
+        return self._kept.count
+
+    def keep(self, ids: Sequence[str], token: int) -> int:
+        """Keep what the decision of this token has chosen, in place of what is kept; return the number of this choice.
+
+        Never waits for the database: who beats must not depend on a write that cannot be done.
+        """
+        return self._kept.put(ids, token)
+
+    def holds(self, choice: int) -> bool:
+        """Whether this is still the last choice, as far as it is known here."""
+        return self._kept.is_good(choice)
 
     def record(self, endings: Sequence[Ending], takes: int = 0) -> Answer:
         """Record ends and claim so many tasks at most, together with others who come at this moment."""
@@ -68,24 +77,25 @@ class Desk:
     def _write(self, rounds: Sequence[_Round]) -> list[Answer]:
         endings = [ending for one in rounds for ending in one.endings]
         takes = sum(one.takes for one in rounds)
-        if takes:
-            with self._kept.turn():
-                statuses, claims, sent = self._written(endings, takes, self._kept.take(takes))
-        else:
-            statuses, claims, sent = self._written(endings, 0, ())
+        chosen, decided, claims = self._kept.take(takes), new_token(), list[Claim]()
+        try:
+            statuses, claims, sent = self._written(endings, takes, chosen, decided)
+        finally:
+            if chosen.ids:
+                self._kept.end(chosen, decided, is_good=any(claim.id in chosen.ids for claim in claims))
         ended, taken = iter(statuses), iter(claims)
         return [Answer(list(islice(ended, len(one.endings))), list(islice(taken, one.takes)), sent) for one in rounds]
 
-    def _written(self, endings: Sequence[Ending], takes: int, chosen: Sequence[str]) -> tuple[list[str | None], list[Claim], float]:
+    def _written(self, endings: Sequence[Ending], takes: int, chosen: Some, decided: int) -> tuple[list[str | None], list[Claim], float]:
         """Record ends and claim tasks, those chosen first, in one transaction."""
-        token, before, decided, sent = new_id(), self._kept.token, new_token(), 0.0
+        token, sent = new_id(), 0.0
         was_behind = has_caught_up = False
 
         def work() -> tuple[list[str | None], list[Claim]]:
             nonlocal sent, has_caught_up
             sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
             statuses = lifecycle.finish_all(endings)
-            claims = lifecycle.start(chosen, before, self._worker.id, token, decided) if chosen else []
+            claims = lifecycle.start(chosen.ids, chosen.token, self._worker.id, token, decided) if chosen.ids else []
             left = takes - len(claims)
             if left and (was_behind or not claims):
                 claims += lifecycle.claim_some(self._worker.id, token, left, self._worker.queues)
@@ -113,13 +123,9 @@ class Desk:
             )
         except BaseException:
             has_caught_up = False
-            if chosen:
-                self._kept.put((), 0)
             raise
         finally:
             self.is_behind = self.is_behind or (was_behind and not has_caught_up)
-        if chosen:
-            self._kept.go_on(decided, is_good=any(claim.id in chosen for claim in claims))
         if endings:
             fault("finish.after_commit")
         if claims:
@@ -130,36 +136,3 @@ class Desk:
         """Whether a power cut may not undo this: an end, or a beginning that counts. The next beat keeps all others."""
         statuses, claims = written
         return bool(statuses) or not all(claim.max_losses > 1 and self._is_quick(claim.type) for claim in claims)
-
-
-class _Kept:
-    """Tasks that a pass has chosen and that stay queued until slots are free; none starts once anybody else has decided."""
-
-    def __init__(self) -> None:
-        self._ids = deque[str]()
-        #: That of the last decision, if it was ours.
-        self.token = 0
-        self._lock = threading.Lock()
-
-    @property
-    def has_any(self) -> bool:
-        """Whether any are left."""
-        return bool(self._ids)
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait until nobody else is about to start some: each such start is a decision, which two cannot build on the same one."""
-        with self._lock:
-            yield
-
-    def put(self, ids: Sequence[str], token: int) -> None:
-        """Keep these, in place of those that are left."""
-        self._ids, self.token = deque(ids), token
-
-    def take(self, most: int) -> list[str]:
-        """Return the first, and keep them no more."""
-        return [self._ids.popleft() for _ in range(min(most, len(self._ids)))]
-
-    def go_on(self, token: int, *, is_good: bool) -> None:
-        """Let the next build on this decision; if nothing came of it, most likely somebody else has decided: forget what is left."""
-        self.put(self._ids if is_good else (), token)

@@ -18,7 +18,6 @@ from tower.errands import Threads
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.handler import Registry
-from tower.leases import Claim
 from tower.lifecycle import Ending, Outcome
 from tower.models import SUCCEEDED, new_id
 from tower.reminders import Nudge
@@ -96,9 +95,12 @@ class Runner:
         slots = self._worker.take_slots(len(walk.chosen), all_or_none=not keeps)
         if not slots and not keeps:
             return None
-        self._desk.keep(walk.chosen, walk.load.token)
-        began = {claim.id for claim in self._start(slots)} if slots else set(walk.chosen)
-        return len(began.intersection(walk.chosen))
+        choice = self._desk.keep(walk.chosen, walk.load.token)
+        if slots:
+            self._start(slots)
+        if not keeps and self._desk.kept:  # somebody else had his turn
+            self.recall()
+        return len(walk.chosen) if self._desk.holds(choice) else 0
 
     def recall(self) -> None:
         """Start no more of what was kept: another pass chooses anew."""
@@ -114,18 +116,25 @@ class Runner:
         self.fill()
 
     def fill(self) -> None:
-        """Give free slots what was dispatched, for them or while none was free."""
+        """Give free slots what is kept for them, and what was dispatched for them or while none was free."""
         if not self._worker.free_slots:
             return
-        waiting = db.read(lambda: queries.dispatched_count(self._worker.queues), in_turn=True)
+        dispatched = db.read(lambda: queries.dispatched_count(self._worker.queues), in_turn=True)
+        waiting = dispatched + self._desk.kept
         slots = self._worker.take_slots(waiting)
-        if slots < waiting:
+        if dispatched and slots < waiting:
             self._desk.is_behind = True
         if slots:
             self._start(slots)
 
-    def _start(self, slots: int) -> Sequence[Claim]:
-        """Claim, with one commit, a task for each of these slots, which are taken, and run them; return those that there were."""
+    def _start_kept(self) -> None:
+        """Give free slots what is kept for them."""
+        slots = self._worker.take_slots(self._desk.kept) if self._desk.kept else 0
+        if slots:
+            self._start(slots)
+
+    def _start(self, slots: int) -> None:
+        """Claim, with one commit, a task for each of these slots, which are taken, and run them."""
         answer = Answer()
         try:
             answer = self._desk.claim(slots)
@@ -135,7 +144,6 @@ class Runner:
             self._begin(batch)
         if len(answer.claims) < slots and self._desk.is_behind:  # somebody found no slot meanwhile
             self.fill()
-        return answer.claims
 
     def _begin(self, batch: Batch) -> None:
         try:
@@ -173,6 +181,8 @@ class Runner:
             # Only now: it looks for what found no slot while these were not free.
             if last:
                 self._ask_for_more(last)
+        if not answer.claims and self._goes_on:  # a pass has chosen while the end was recorded
+            self._start_kept()
         return self._tempo.batches(answer.claims, answer.leased_at)
 
     def _perform(self, batch: Batch) -> list[Done]:

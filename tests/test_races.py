@@ -8,7 +8,7 @@ import pytest
 
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, host, leases, lifecycle
+from tower import db, host, leases, lifecycle, load
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
 from tower.models import CANCELLED, FAILED, QUEUED, RUNNING, TaskLog, new_id
@@ -129,3 +129,25 @@ def test_a_task_starts_at_its_time_not_seconds_later(rows: Settings) -> None:
     sweep.run_once()
     assert nudges.sent == [("tower.orchestrate", task_id)]
     assert r.row(task_id)["status"] == QUEUED
+
+
+def test_a_start_does_not_wait_for_a_task_that_somebody_is_about_to_cancel(new_database: Callable[[], str]) -> None:
+    """It may hold the row of a task that has ended, which a cancel of both waits for: on Postgres that would be a circle."""
+    db.open_database(Settings(database_url=new_database()))
+    chosen, other = r.insert(), r.insert()
+    token, is_cancelled, go_on = db.read(load.read).token, threading.Event(), threading.Event()
+
+    def cancel() -> None:
+        lifecycle.cancel_all([chosen], None)
+        is_cancelled.set()
+        go_on.wait(20)
+
+    canceller = threading.Thread(target=lambda: db.unit(cancel))
+    canceller.start()
+    assert is_cancelled.wait(20)
+    started = db.unit(lambda: lifecycle.start([chosen, other], token, "w1", "token"))
+    assert ([claim.id for claim in started], go_on.is_set()) == ([other], False)
+    go_on.set()
+    canceller.join(20)
+    assert r.row(chosen)["status"] == CANCELLED
+    db.close_database()

@@ -179,9 +179,12 @@ def dispatch(ids: Sequence[str], token: int) -> list[Nudge]:
 def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str, decided: int | None = None) -> list[Claim]:
     """Mark queued tasks as chosen to start and lease them to a worker at that moment: `dispatch` and `claim` in one.
 
-    What is to follow without another look names the token that this decision gets.
+    What is to follow without another look names the token that this decision gets. A task that somebody is about to change, as by a
+    cancel, is left alone: to wait for it while other rows are held would end in a circle.
     """
     where, values = db.among("id", ids)
+    if db.is_postgres():
+        where = db.found("id", f"SELECT id FROM task WHERE {where} FOR UPDATE SKIP LOCKED")
     rows = _start(
         RUNNING,
         "started",
@@ -326,7 +329,7 @@ def finish_all(endings: Sequence[Ending]) -> list[str | None]:
 
 
 def is_one_write(endings: Sequence[Ending], takes: int) -> bool:
-    """Whether these ends are recorded, and so many tasks claimed, by one statement; SQLite takes a second one for the events."""
+    """Whether each statement that records these ends, or claims so many tasks, is a transaction by itself; SQLite takes another for events."""
     return db.is_postgres() and (not endings or (not takes and all(ending.is_plain for ending in endings)))
 
 

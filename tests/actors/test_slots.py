@@ -17,7 +17,7 @@ from actors.runner import Runner
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, lifecycle, queries, sqlite
+from tower import db, lifecycle, load, queries, sqlite
 from tower.broker import ORCHESTRATE
 from tower.errands import Errand
 from tower.handler import Fail, HandlerType, Registry, TaskContext
@@ -60,6 +60,10 @@ class _Crew:
     def _decide(self, asked: Any) -> None:
         self.dispatcher.answer(asked)
         self.runner.fill()
+
+    def be_busy(self) -> None:
+        """Have ended so many short tasks that a pass chooses more than there are free slots."""
+        self.runner._tempo._short = 100
 
     def be_quick(self) -> None:
         """Have seen that echo is quick."""
@@ -166,7 +170,7 @@ def test_what_is_kept_starts_with_the_ends_that_free_slots_for_it(rows: Settings
     with _crew(rows, 1) as crew:
         crew.act = lambda payload, task: ran.append(task.id) or go_on.wait(60)  # type: ignore[func-returns-value]
         ids = [r.insert() for _ in range(8)]
-        assert crew.runner.start(_look(), keeps=True) == 1
+        assert crew.runner.start(_look(), keeps=True) == 8
         wait_for("one to run", lambda: ran == ids[:1])
         assert _statuses(ids) == [RUNNING] + [QUEUED] * 7
         assert crew.runner.start(_look(), keeps=True) == 7
@@ -193,20 +197,20 @@ def test_nothing_is_kept_where_it_could_start_elsewhere(rows: Settings) -> None:
 
 
 @pytest.mark.usefixtures("no_pass")
-@pytest.mark.parametrize("change", [lambda crew: lifecycle.void_decisions(), lambda crew: crew.runner.recall()])
+@pytest.mark.parametrize("change", [lambda crew: db.unit(lifecycle.void_decisions), lambda crew: crew.runner.recall()])
 def test_what_is_kept_does_not_start_after_another_decision(rows: Settings, change: Any) -> None:
     """As that of whoever pauses something, or the next pass of this worker, which may have seen something more urgent."""
     go_on = threading.Event()
     with _crew(rows, 1) as crew:
         crew.act = lambda payload, task: go_on.wait(60)
         first, kept = r.insert(), r.insert()
-        assert crew.runner.start(_look(), keeps=True) == 1
+        assert crew.runner.start(_look(), keeps=True) == 2
         wait_for("it to run", lambda: _statuses([first]) == [RUNNING])
-        db.unit(lambda: change(crew))
+        change(crew)
         go_on.set()
         assert _wait_for_ends([first]) == [SUCCEEDED]
         wait_for("its slot", lambda: crew.worker.free_slots == 1)
-        assert _statuses([kept]) == [QUEUED]
+        assert (_statuses([kept]), crew.runner._desk.kept) == ([QUEUED], 0)
         crew.dispatcher.run_pass()
         assert _wait_for_ends([kept]) == [SUCCEEDED]
 
@@ -217,10 +221,107 @@ def test_what_was_cancelled_while_it_was_kept_holds_up_nothing_behind_it(rows: S
     with _crew(rows, 1) as crew:
         crew.act = lambda payload, task: go_on.wait(60)
         first, gone, last = r.insert(), r.insert(), r.insert()
-        assert crew.runner.start(_look(), keeps=True) == 1
+        assert crew.runner.start(_look(), keeps=True) == 3
         db.unit(lambda: lifecycle.cancel(gone, None))
         go_on.set()
         assert _wait_for_ends([first, gone, last]) == [SUCCEEDED, CANCELLED, SUCCEEDED]
+
+
+def test_a_pass_chooses_anew_and_not_what_is_kept(rows: Settings) -> None:
+    """Else what is more urgent would come behind it."""
+    ran, go_on = list[str](), threading.Event()
+    with _crew(rows, 1) as crew:
+        crew.act = lambda payload, task: ran.append(task.id) or go_on.wait(60)  # type: ignore[func-returns-value]
+        first, kept = r.insert(), r.insert()
+        assert crew.runner.start(_look(), keeps=True) == 2
+        wait_for("it to run", lambda: ran == [first])
+        urgent = r.insert(priority=3600)
+        crew.be_busy()
+        assert crew.dispatcher.run_pass() == 2
+        go_on.set()
+        assert _wait_for_ends([first, kept, urgent]) == [SUCCEEDED] * 3
+    assert ran == [first, urgent, kept]
+
+
+@pytest.mark.usefixtures("no_pass")
+def test_an_end_while_a_pass_chooses_starts_nothing_that_was_kept_before(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That would be a decision, and the pass would have to look again."""
+    go_on, seen = threading.Event(), list[str]()
+    with _crew(rows, 1) as crew:
+        crew.act = lambda payload, task: go_on.wait(60)
+        ids = [r.insert(), r.insert()]
+        assert crew.runner.start(_look(), keeps=True) == 2
+
+        def end_meanwhile(name: str) -> None:
+            if name == "dispatch.before_commit" and not go_on.is_set():
+                go_on.set()
+                wait_for("the slot", lambda: crew.worker.free_slots == 1)
+                seen.append(_statuses(ids)[1])
+
+        monkeypatch.setattr("actors.orchestrator.fault", end_meanwhile)
+        crew.be_busy()
+        assert crew.dispatcher.run_pass() == 1
+        assert _wait_for_ends(ids) == [SUCCEEDED] * 2
+    assert seen == [QUEUED]
+
+
+@pytest.mark.usefixtures("no_pass")
+def test_nothing_is_kept_after_a_write_that_failed(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the decision was made nobody knows; a pass finds out."""
+    with _crew(rows, 1) as crew:
+        r.insert(), r.insert()
+        monkeypatch.setattr(lifecycle, "start", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            crew.runner.start(_look(), keeps=True)
+        assert (crew.runner._desk.kept, crew.worker.free_slots) == (0, 1)
+
+
+@pytest.mark.usefixtures("no_pass")
+def test_a_pass_does_not_wait_for_a_start_that_cannot_be_written(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the pulse that runs it, and to know that the database is away for all, who waits with an end needs its beats."""
+    go_on, is_away = threading.Event(), threading.Event()
+    start, waits = lifecycle.start, threading.Event()
+
+    def be_away(*arguments: Any) -> Any:
+        if is_away.is_set():
+            waits.set()
+            raise peewee.OperationalError("could not extend file")
+        return start(*arguments)
+
+    with _crew(rows, 1) as crew:
+        crew.act = lambda payload, task: go_on.wait(60)
+        ids = [r.insert() for _ in range(3)]
+        assert crew.runner.start(_look(), keeps=True) == 3
+        monkeypatch.setattr(lifecycle, "start", be_away)
+        is_away.set()
+        go_on.set()
+        assert waits.wait(20)
+        began = time.monotonic()
+        crew.runner.recall()
+        assert crew.runner.start(_look(), keeps=True) == 2
+        assert time.monotonic() - began < 1.0
+        is_away.clear()
+        assert _wait_for_ends(ids[:1]) == [SUCCEEDED]
+        crew.dispatcher.run_pass()
+        assert _wait_for_ends(ids) == [SUCCEEDED] * 3
+
+
+@pytest.mark.usefixtures("no_pass")
+def test_a_slot_that_becomes_free_while_a_pass_chooses_starts_what_that_keeps(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had found nothing kept when its end was recorded."""
+    really = lifecycle.finish_all
+    with _crew(rows, 1) as crew:
+        first, kept = r.insert(), r.insert()
+        r.dispatch(first)
+
+        def choose_meanwhile(endings: Any) -> Any:
+            if endings and not crew.runner._desk.kept and _statuses([kept]) == [QUEUED]:
+                crew.runner._desk.keep([kept], load.read().token)
+            return really(endings)
+
+        monkeypatch.setattr(lifecycle, "finish_all", choose_meanwhile)
+        crew.runner.handle()
+        assert _wait_for_ends([first, kept]) == [SUCCEEDED] * 2
 
 
 @pytest.mark.usefixtures("no_pass")
@@ -239,7 +340,7 @@ def test_a_start_of_what_is_kept_whose_answer_was_lost_is_recognised(rows: Setti
     with _crew(rows, 1) as crew:
         ids = [r.insert() for _ in range(3)]
         monkeypatch.setattr(lifecycle, "start", lose_second)
-        assert crew.runner.start(_look(), keeps=True) == 1
+        assert crew.runner.start(_look(), keeps=True) == 3
         assert _wait_for_ends(ids) == [SUCCEEDED] * 3
     assert all(r.kinds(task_id) == ["queued", "dispatched", "started", "succeeded"] for task_id in ids)
 
