@@ -329,7 +329,7 @@ def finish_all(endings: Sequence[Ending]) -> list[str | None]:
 
 
 def is_one_write(endings: Sequence[Ending], takes: int) -> bool:
-    """Whether each statement that records these ends, or claims so many tasks, is a transaction by itself; SQLite takes another for events."""
+    """Whether each statement that records these ends, or claims so many tasks, is a transaction by itself; in SQLite it takes more."""
     return db.is_postgres() and (not endings or (not takes and all(ending.is_plain for ending in endings)))
 
 
