@@ -151,6 +151,8 @@ class Dispatcher:
             started = self.slots.start(walk, keeps=ahead > PREFETCH)
             if started is None:
                 started = self._dispatch(walk)
+            if 0 < started < len(walk.chosen):  # the others are held by somebody, or were cancelled
+                self._be_due(_NEW_S)
             if started:
                 return started
         self._be_due(_NEW_S)

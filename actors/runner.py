@@ -96,11 +96,10 @@ class Runner:
         if not slots and not keeps:
             return None
         choice = self._desk.keep(walk.chosen, walk.load.token)
-        if slots:
-            self._start(slots)
+        began = self._start(slots) if slots else 0
         if not keeps and self._desk.kept:  # somebody else had his turn
             self.recall()
-        return len(walk.chosen) if self._desk.holds(choice) else 0
+        return min(began + self._desk.kept, len(walk.chosen)) if self._desk.holds(choice) else 0
 
     def recall(self) -> None:
         """Start no more of what was kept: another pass chooses anew."""
@@ -133,8 +132,8 @@ class Runner:
         if slots:
             self._start(slots)
 
-    def _start(self, slots: int) -> None:
-        """Claim, with one commit, a task for each of these slots, which are taken, and run them."""
+    def _start(self, slots: int) -> int:
+        """Claim, with one commit, a task for each of these slots, which are taken, and run them; return how many there were."""
         answer = Answer()
         try:
             answer = self._desk.claim(slots)
@@ -144,6 +143,7 @@ class Runner:
             self._begin(batch)
         if len(answer.claims) < slots and self._desk.is_behind:  # somebody found no slot meanwhile
             self.fill()
+        return len(answer.claims)
 
     def _begin(self, batch: Batch) -> None:
         try:

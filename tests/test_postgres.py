@@ -18,6 +18,7 @@ from playhouse.pool import PooledPostgresqlDatabase
 
 from actors.handlers import load as load_handlers
 from tests import rows as r
+from tests.servers import wait_for
 from tower import db, lifecycle, queries, reminders
 from tower import postgres as module
 from tower.errors import Unavailable
@@ -424,7 +425,7 @@ def test_each_loop_gets_a_connection_of_its_own(engine: Engine) -> None:
     run(work)
     others = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     db.close_database()
-    assert engine.execute(others)[0][0] == 0
+    wait_for("the end of the others", lambda: engine.execute(others)[0][0] == 0)
 
 
 def test_a_loop_that_cannot_wait_for_a_connection_leaves_it_to_the_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors import orchestrator
-from actors.orchestrator import Dispatcher, NoSlots
+from actors.orchestrator import Dispatcher, NoSlots, Walk
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
@@ -84,6 +84,24 @@ def test_what_ended_while_nothing_waited_lets_no_more_wait_at_the_workers(rows: 
     for _ in range(30):
         r.insert()
     assert dispatcher.run_pass() == 3
+
+
+class _Few(NoSlots):
+    """A worker that starts one task at most, since somebody holds the others."""
+
+    def start(self, walk: Walk, *, keeps: bool) -> int | None:
+        return 1
+
+
+@pytest.mark.parametrize(("waiting", "is_due"), [(1, False), (2, True)])
+def test_what_could_not_be_started_is_looked_at_again_soon(rows: Settings, waiting: int, is_due: bool) -> None:
+    """It is queued still, and nobody may ask because of it."""
+    r.add_worker()
+    for _ in range(waiting):
+        r.insert()
+    dispatcher = Dispatcher(rows, r.Nudges(), _Few())  # type: ignore[arg-type]
+    assert dispatcher.run_pass() == 1
+    assert (dispatcher.due_s < 1) is is_due
 
 
 def test_tasks_with_the_same_key_run_one_after_the_other(dispatcher: Dispatcher) -> None:
@@ -174,13 +192,15 @@ def test_nudges_that_arrive_together_are_answered_by_one_pass(dispatcher: Dispat
     assert len(passes) == 2
 
 
-def test_who_is_asked_after_an_end_leaves_what_is_new_to_its_own_nudge(dispatcher: Dispatcher) -> None:
+def test_who_is_asked_after_an_end_leaves_what_is_new_to_its_own_nudge(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not for long, and not when there was no room the last time: then every end counts."""
+    monkeypatch.setattr(orchestrator, "_NEW_S", 60.0)
     r.add_worker(slots=4)
     ended, new = r.running("w1"), r.insert()
     dispatcher.answer_one(ended.id)
     assert r.row(new)["status"] == QUEUED
-    wait_for("the pass that nobody asks for", lambda: dispatcher.due_s <= 0)
+    assert 0 < dispatcher.due_s <= 60
+    monkeypatch.setattr(orchestrator, "_NEW_S", 0.0)
     dispatcher.answer_one(ended.id)
     assert r.row(new)["status"] == DISPATCHED
 
