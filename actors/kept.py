@@ -21,8 +21,8 @@ class Some:
 class Kept:
     """Tasks that a pass has chosen and that stay queued until slots are free; none starts once anybody else has decided.
 
-    Who starts some has a turn, since each start is a decision and two cannot build on the same one. Nobody waits for its end, which may
-    take as long as the database is away.
+    Who starts some has a turn, since each start is a decision and two cannot build on the same one. Nobody waits for its end for longer
+    than a moment, since it may take as long as the database is away.
     """
 
     def __init__(self) -> None:
