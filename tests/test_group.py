@@ -12,7 +12,7 @@ import pytest
 from tests.servers import wait_for
 from tower.errands import Errand, Threads
 from tower.errors import Unavailable
-from tower.group import Gathering, Group
+from tower.group import Gathering, Group, Told
 
 
 def together(group: Group[int, int], numbers: Sequence[int], busy: threading.Event, go_on: threading.Event) -> dict[int, Any]:
@@ -113,20 +113,21 @@ def test_coroutines_that_come_together_are_served_together() -> None:
 
 
 def test_what_is_sent_needs_no_thread_unless_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """In order, and together with what comes at the same time; a mistake is not passed over in silence."""
+    """At once, in order, and together with what comes meanwhile; a mistake is not passed over in silence."""
     sent, worked = list[list[int]](), list[list[int]]()
 
-    def send(items: list[int]) -> "asyncio.Future[list[int]] | None":
+    def send(items: list[int], told: Told[int]) -> bool:
         sent.append(items)
         if items[0] == 2:
-            return None
+            return False
         if items[0] == 3:
             raise ValueError("not to be sent")
-        future = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_later(
-            0.01, lambda: future.set_exception(OSError("lost")) if items[0] == 4 else future.set_result([item * 10 for item in items])
-        )
-        return future
+        results = None if items[0] == 4 else [item * 10 for item in items]
+        if items[0] == 5:
+            told(results)
+        else:
+            asyncio.get_running_loop().call_later(0.01, told, results)
+        return True
 
     def work(items: list[int]) -> list[int]:
         worked.append(items)
@@ -134,14 +135,14 @@ def test_what_is_sent_needs_no_thread_unless_that_fails(caplog: pytest.LogCaptur
 
     async def ask() -> list[Any]:
         gathering = Gathering(work, send)
-        found = list(await asyncio.gather(gathering.do(0), gathering.do(1)))
+        found = list(await asyncio.gather(*map(gathering.do, (0, 6, 7))))
         for number in (2, 3, 4, 5):
             found += await asyncio.gather(gathering.do(number), return_exceptions=True)
         await gathering.stop()
         return [str(one) for one in found]
 
-    assert asyncio.run(ask()) == ["0", "10", "200", "300", "400", "50"]
-    assert (sent, worked) == ([[0, 1], [2], [3], [4], [5]], [[2], [3], [4]])
+    assert asyncio.run(ask()) == ["0", "60", "70", "200", "300", "400", "50"]
+    assert (sent, worked) == ([[0], [6, 7], [2], [3], [4], [5]], [[2], [3], [4]])
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["not to be sent"]
 
 
@@ -151,17 +152,18 @@ def test_a_database_that_is_away_is_waited_for_once_by_all_who_wait() -> None:
 
     def work(items: list[int]) -> list[int]:
         done.append(items)
+        if items == [9]:
+            return items
         if items != [0] and (len(items) == 1 or 3 in items):
             raise Unavailable("away")
         raise ValueError("together")
 
     async def ask() -> list[Any]:
         gathering = Gathering(work, most=3)
-        return await asyncio.gather(*(gathering.do(number) for number in range(6)), return_exceptions=True)
+        return await asyncio.gather(*map(gathering.do, (9, *range(6))), return_exceptions=True)
 
-    assert [str(error) for error in asyncio.run(ask())] == ["together", "away", "away", "away", "away", "away"]
-    assert done[:3] == [[0, 1, 2], [0], [1]]
-    assert len(done) == 3
+    assert [str(error) for error in asyncio.run(ask())] == ["9", "together", "away", "away", "away", "away", "away"]
+    assert done == [[9], [0, 1, 2], [0], [1]]
 
 
 def test_whoever_waits_when_a_gathering_stops_is_left_out() -> None:

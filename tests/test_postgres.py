@@ -378,6 +378,12 @@ def test_a_database_that_is_away_is_told_of_as_always(engine: Engine, monkeypatc
     run(work)
 
 
+def _noted() -> tuple["asyncio.Future[Exception | None]", db.Then]:
+    """Return a future, and what tells it once that something was committed, or what went wrong."""
+    told: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+    return told, told.set_result
+
+
 async def _tried(engine: Engine) -> str | None:
     try:
         return await engine.enqueue()
@@ -392,11 +398,11 @@ def test_a_large_statement_is_sent_as_the_socket_takes_it(engine: Engine) -> Non
         await engine.warm()
         connection = db.database.obj.in_loop
         for size in (20_000_000, 10):
-            sent = connection.run("INSERT INTO saved_view VALUES (?, 'o', ?, ?, 0)", [f"v{size}", f"n{size}", "q" * size], lambda: "done")
-            assert sent is not None
+            sent, told = _noted()
+            assert connection.run("INSERT INTO saved_view VALUES (?, 'o', ?, ?, 0)", [f"v{size}", f"n{size}", "q" * size], told)
             # A small one may have been answered already.
-            assert sent.done() or connection.run("SELECT 1", [], lambda: "too early") is None
-            assert await asyncio.wait_for(sent, 20) == "done"
+            assert sent.done() or not connection.run("SELECT 1", [], told)
+            assert await asyncio.wait_for(sent, 20) is None
         assert db.read(lambda: db.rows("SELECT length(query) AS n FROM saved_view ORDER BY n")) == [{"n": 10}, {"n": 20_000_000}]
 
     run(work)
@@ -459,11 +465,10 @@ def test_what_is_not_sent_or_not_answered_costs_the_connection(engine: Engine, i
         await engine.warm()
         connection = db.database.obj.in_loop
         line = connection._line
-        sent = connection.run("SELECT ?::text, pg_sleep(?)", ["x" if is_sent else "\x00", 60], lambda: "done")
-        assert (sent is not None) == is_sent
-        if sent:
-            with pytest.raises(psycopg2.OperationalError):
-                await asyncio.wait_for(sent, 20)
+        sent, told = _noted()
+        assert connection.run("SELECT ?::text, pg_sleep(?)", ["x" if is_sent else "\x00", 60], told) == is_sent
+        if is_sent:
+            assert isinstance(await asyncio.wait_for(sent, 20), psycopg2.OperationalError)
         assert line.is_closed
         before = len(engine.in_thread)
         for _ in range(3):
@@ -523,7 +528,7 @@ def test_who_stops_in_another_loop_does_not_wait_for_what_an_ended_one_has_sent(
         cursor.execute("LOCK TABLE task IN EXCLUSIVE MODE")
         asked = loop.create_task(engine.enqueue())
         loop.run_until_complete(asyncio.sleep(0.05))
-        assert engine.orchestrator._gathering._sent
+        assert engine.orchestrator._gathering._is_sent
         asked.cancel()
         loop.run_until_complete(asyncio.wait([asked]))
         asyncio.run(asyncio.wait_for(engine.orchestrator._gathering.stop(), 20))

@@ -1,6 +1,5 @@
 """DATABASE_URL to database: the one place that knows which it is, and how to outlive its failures."""
 
-import asyncio
 import itertools
 import logging
 import random
@@ -8,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,6 +25,8 @@ from tower.sqlite import File, Sqlite
 from tower.trouble import Trouble, explain, is_outage
 
 T = TypeVar("T")
+#: Told of what was sent: that it is committed, or what went wrong.
+Then = Callable[[Exception | None], None]
 
 database = peewee.DatabaseProxy()
 
@@ -156,18 +158,19 @@ def can_send() -> bool:
     return is_postgres() and bool(database.obj.in_loop.is_free)
 
 
-def send(statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+def send(statement: str, values: Sequence[Any], then: Then) -> bool:
     """Run a statement that is a transaction by itself without a thread, for the event loop that runs; see `LoopConnection.run`.
 
-    Returns None if that cannot be done; it never can with SQLite, which works in the thread that calls it. Then, and if the future raises,
-    it has to be done by `unit`.
+    Returns False if that cannot be done; it never can with SQLite, which works in the thread that calls it. Then, and if `then` gets an
+    error, it has to be done by `unit`.
     """
 
-    def done() -> T:
-        trouble.end(writing=True)
-        return then()
+    def done(error: Exception | None) -> None:
+        if error is None:
+            trouble.end(writing=True)
+        then(error)
 
-    return database.obj.in_loop.run(_spelled(statement), values, done)  # type: ignore[no-any-return]
+    return bool(database.obj.in_loop.run(_spelled(statement), values, done))
 
 
 def _patiently(
@@ -290,9 +293,13 @@ def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
 
 
 def _spelled(statement: str) -> str:
-    if "{moment}" in statement:
-        statement = statement.replace("{moment}", moment().sql)
-    return statement.replace("{now}", now().sql)
+    return _with_times(statement, is_on_postgres=is_postgres()) if "{" in statement else statement
+
+
+@lru_cache(maxsize=100)
+def _with_times(statement: str, *, is_on_postgres: bool) -> str:
+    """Return a statement with how this database tells the time; the second argument is for the cache alone."""
+    return statement.replace("{moment}", moment().sql).replace("{now}", now().sql)
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:

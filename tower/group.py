@@ -89,21 +89,21 @@ class Group(Generic[Item, Result]):
 class Gathering(Generic[Item, Result]):
     """A group of coroutines of one event loop: a thread works for all that wait, while the loop goes on; see `Group`.
 
-    `send` does the same without a thread, and returns its future; None if it cannot now. Then, or if that fails, the thread does it.
+    `send` does the same without a thread, and returns False if it cannot now. Then, or if it tells of no results, the thread does it.
     """
 
     def __init__(
         self,
         work: Callable[[list[Item]], list[Result]],
-        send: "Callable[[list[Item]], asyncio.Future[list[Result]] | None]" = lambda items: None,
+        send: "Callable[[list[Item], Told[Result]], bool]" = lambda items, told: False,
         most: int = 100,
     ) -> None:
         self._work, self._send, self._most = work, send, most
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        #: The loop whose coroutines wait, whether somebody works for it, or is about to, and what was sent.
+        #: The loop whose coroutines wait, whether somebody works for it, whether that was sent, and who waits for its end.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_busy = False
-        self._sent: asyncio.Future[list[Result]] | None = None
+        self._is_busy = self._is_sent = False
+        self._ended: asyncio.Future[None] | None = None
         #: What the thread has to do; None ends it, and it has one of its own.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -116,16 +116,17 @@ class Gathering(Generic[Item, Result]):
         future: asyncio.Future[Result] = loop.create_future()
         self._waiting.append((item, future))
         if not self._is_busy:
-            self._is_busy = True
-            loop.call_soon(self._serve, loop)  # once all have come that come now
+            self._serve(loop)
         return await future
 
     async def stop(self) -> None:
         """Leave out whoever waits, and wait for the work under way. Whoever comes later begins anew."""
         for _, future in self._waiting:
             future.cancel()
-        if self._sent and self._sent.get_loop() is asyncio.get_running_loop():  # another has ended, and nobody waits in it
-            await asyncio.wait([self._sent])
+        loop = asyncio.get_running_loop()
+        if self._is_sent and loop is self._loop:  # another has ended, and nobody waits in it
+            self._ended = self._ended or loop.create_future()
+            await asyncio.shield(self._ended)
         thread, inbox = self._thread, self._inbox
         self._thread, self._inbox = None, SimpleQueue()
         if thread:
@@ -134,7 +135,7 @@ class Gathering(Generic[Item, Result]):
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work for another loop from now on; the one before has ended, or has to ask elsewhere."""
-        self._loop, self._is_busy, self._sent = loop, False, None
+        self._loop, self._is_busy, self._is_sent, self._ended = loop, False, False, None
         left, self._waiting = self._waiting, deque()
         error = RuntimeError("Another event loop has asked meanwhile; each needs an engine of its own.")
         for _, future in left:
@@ -151,23 +152,26 @@ class Gathering(Generic[Item, Result]):
         self._is_busy = bool(served)
         if not served:
             return
-        self._sent = None
+        self._is_sent = True
         try:
-            self._sent = self._send([item for item, _ in served])
+            is_sent = self._send([item for item, _ in served], partial(self._take_back, loop, served))
         except Exception:  # a mistake of ours: the thread does the same another way, and would not tell
             _log.exception("a thread does what could not be sent")
-        if self._sent is None:
+            is_sent = False
+        if not is_sent:
+            self._is_sent = False
             self._hand_over(loop, served)
-        else:
-            self._sent.add_done_callback(partial(self._take_back, loop, served))
 
-    def _take_back(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", sent: "asyncio.Future[list[Result]]") -> None:
-        if self._sent is sent:
-            self._sent = None
-        if sent.cancelled() or sent.exception():
+    def _take_back(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", results: list[Result] | None) -> None:
+        if loop is self._loop:
+            self._is_sent = False
+            if self._ended:
+                _settle(self._ended, None, None)
+                self._ended = None
+        if results is None:
             self._hand_over(loop, served)
         else:
-            self._tell(loop, served, [], [(result, None) for result in sent.result()])
+            self._tell(loop, served, [], [(result, None) for result in results])
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]") -> None:
         """Have the thread do it."""
@@ -208,6 +212,8 @@ def _run(inbox: "SimpleQueue[Callable[[], None] | None]") -> None:
         work()
 
 
+#: Takes the results of what was sent, None if the same has to be done by a thread.
+Told = Callable[[list[Result] | None], None]
 _Served = list[tuple[Item, "asyncio.Future[Result]"]]
 _Outcome = tuple[Result | None, BaseException | None]
 

@@ -4,14 +4,13 @@ Every function runs inside `db.unit`. A transition happened only if its update c
 back from the dead, and then nothing happens. See `moves.ARROWS` for what may follow what.
 """
 
-import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 from peewee import SQL
 
@@ -39,8 +38,6 @@ from tower.reminders import NUDGE_S, Nudge, rank
 BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
 #: Characters of payloads that an event loop may be busy with at once: a millisecond's worth.
 _MOST_SENT = 200_000
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ def can_send(tasks: Sequence[NewTask]) -> bool:
     return db.can_send() and is_one_entry(tasks) and sum(len(task.payload) for task in tasks) <= _MOST_SENT
 
 
-def send(tasks: Sequence[NewTask], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+def send(tasks: Sequence[NewTask], then: db.Then) -> bool:
     """Insert tasks that can be sent as `enter` does, while the event loop goes on; see `db.send`."""
     ((some, data),) = _by_actor(tasks)
     return moves.send(some, data, then)

@@ -4,13 +4,12 @@
 and in Postgres as one statement each, which is a transaction by itself. In SQLite that holds for new tasks without a key.
 """
 
-import asyncio
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from string import Formatter
-from typing import Any, TypeVar
+from typing import Any
 
 from peewee import SQL
 
@@ -78,7 +77,6 @@ Row = dict[str, Any]
 #: A statement written by hand, and its values.
 Statement = tuple[str, Sequence[Any]]
 _NONE: Statement = ("", ())
-T = TypeVar("T")
 
 
 def insert(tasks: Sequence[Row], data: dict[str, Any]) -> set[str]:
@@ -98,12 +96,13 @@ def enter(tasks: Sequence[Row], data: dict[str, Any]) -> None:
         _tell_new(some, data)
 
 
-def send(tasks: Sequence[Row], data: dict[str, Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+def send(tasks: Sequence[Row], data: dict[str, Any], then: db.Then) -> bool:
     """Insert tasks as `enter` does, by one statement that the event loop waits for; see `db.send`."""
 
-    def entered() -> T:
-        _tell_new(tasks, data)
-        return then()
+    def entered(error: Exception | None) -> None:
+        if error is None:
+            _tell_new(tasks, data)
+        then(error)
 
     return db.send(*_entry(tasks, data), entered)
 

@@ -15,7 +15,7 @@ from tower.bulk import Done, Pace
 from tower.errands import Errand
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
-from tower.group import Gathering, Group
+from tower.group import Gathering, Group, Told
 from tower.handler import Registry
 from tower.leases import locked
 from tower.lifecycle import NewTask
@@ -162,16 +162,17 @@ class EnhancedOrchestrator:
         fault("front.after_commit")
         return [None] * len(requests)
 
-    def _send(self, requests: list[list[NewTask]]) -> "asyncio.Future[list[None]] | None":
+    def _send(self, requests: list[list[NewTask]], told: "Told[None]") -> bool:
         """Do what `_enter` does without a thread, if that can be done."""
 
-        def sent() -> list[None]:
-            fault("front.after_commit")
-            return [None] * len(requests)
+        def sent(error: Exception | None) -> None:
+            if error is None:
+                fault("front.after_commit")
+            told(None if error else [None] * len(requests))
 
         tasks = [task for request in requests for task in request]
         if not lifecycle.can_send(tasks):
-            return None
+            return False
         fault("front.before_insert")
         return lifecycle.send(tasks, sent)
 

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.pool import PooledPostgresqlDatabase
 from psycopg2.extensions import POLL_OK, POLL_WRITE, TRANSACTION_STATUS_IDLE
 
-T = TypeVar("T")
+#: Told of what was sent: that it is committed, or what went wrong.
+Then = Callable[[Exception | None], None]
 
 #: A pooled connection that was used so many seconds ago is taken to be alive.
 _TRUSTED_S = 1.0
@@ -45,19 +46,17 @@ class Session(psycopg2.extensions.connection):
 
         It is prepared from its second time on this connection on, since to plan it costs more than to run it.
         """
-        plain = statement.replace("?", "%s")
-        if len(values) > _MOST_VALUES:
-            return plain
         known = self._prepared.get(statement)
-        if known is None:
-            if len(self._prepared) < _MOST_PREPARED:
-                self._prepared[statement] = ""
-            return plain
-        first = ""
-        if not known:
-            known = self._prepared[statement] = f"tower_{next(self._numbers)}"
-            first = f"PREPARE {known} AS {_numbered(statement)}; "
-        return f"{first}EXECUTE {known} ({', '.join(['%s'] * len(values))})" if values else f"{first}EXECUTE {known}"
+        if known:
+            return known
+        is_new = known is None
+        if is_new and len(self._prepared) < _MOST_PREPARED and len(values) <= _MOST_VALUES:
+            self._prepared[statement] = ""
+        if is_new:
+            return statement.replace("?", "%s")
+        name = f"tower_{next(self._numbers)}"
+        known = self._prepared[statement] = f"EXECUTE {name} ({', '.join(['%s'] * len(values))})" if values else f"EXECUTE {name}"
+        return f"PREPARE {name} AS {_numbered(statement)}; {known}"
 
     def forget(self, statement: str) -> None:
         """Prepare a statement anew the next time: it failed, and nobody knows whether it was prepared before that."""
@@ -197,13 +196,12 @@ class LoopConnection:
             self._open(loop)
         return False
 
-    def run(self, statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
-        """Send a statement; return the future of what `then` returns once it is committed, None if it cannot be sent now.
+    def run(self, statement: str, values: Sequence[Any], then: Then) -> bool:
+        """Send a statement; return whether it could be sent. Later `then` is called, once it is committed, or with an error.
 
-        The future raises if it failed, or if nobody knows: it may be committed all the same.
+        After an error it may be committed all the same. What `then` raises when it is called without one comes back to it as one.
         """
-        line = self._line
-        return line.send(statement, values, then) if self.is_free and line else None
+        return self.is_free and self._line is not None and self._line.send(statement, values, then)
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the loop is about to end
@@ -245,10 +243,10 @@ class _Line:
         self.loop = loop
         self._session, self._number = session, session.fileno()
         self._cursor = session.cursor()
-        #: What is under way, what makes its result, and what ends it if that takes long.
-        self._answer: asyncio.Future[Any] | None = None
-        self._then: Callable[[], Any] = lambda: None
-        self._limit: asyncio.TimerHandle | None = None
+        #: Who is told of what is under way, when that has taken too long, and what looks whether it has.
+        self._then: Then | None = None
+        self._ends_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
         self._is_writing = False
         loop.add_reader(self._number, self._go_on)
 
@@ -260,20 +258,30 @@ class _Line:
     @property
     def is_free(self) -> bool:
         """Whether nothing is under way."""
-        return self._answer is None
+        return self._then is None
 
-    def send(self, statement: str, values: Sequence[Any], then: Callable[[], T]) -> "asyncio.Future[T] | None":
+    def send(self, statement: str, values: Sequence[Any], then: Then) -> bool:
         """Send a statement, while nothing is under way; see `LoopConnection.run`."""
         try:
             self._cursor.execute(self._session.spell(statement, values), values)
         except (psycopg2.Error, ValueError) as error:  # it is gone, or no statement can hold such a value
             self.end(error)
-            return None
-        answer: asyncio.Future[T] = self.loop.create_future()
-        self._answer, self._then = answer, then
-        self._limit = self.loop.call_later(_ANSWER_S, self.end)
+            return False
+        self._then, self._ends_at = then, self.loop.time() + _ANSWER_S
+        if self._watch is None:
+            self._watch = self.loop.call_at(self._ends_at, self._look)
         self._go_on()
-        return answer
+        return True
+
+    def _look(self) -> None:
+        """End what takes too long; one look for many statements, since most have long been answered by then."""
+        self._watch = None
+        if self._then is None:
+            return
+        if self.loop.time() >= self._ends_at:
+            self.end()
+        else:
+            self._watch = self.loop.call_at(self._ends_at, self._look)
 
     def _go_on(self) -> None:
         """Send what is still to be sent, and take what has come."""
@@ -288,21 +296,12 @@ class _Line:
                 self.loop.add_writer(self._number, self._go_on)
             else:
                 self.loop.remove_writer(self._number)
-        if state == POLL_OK and self._answer is not None:
-            answer = self._taken()
+        if state == POLL_OK and self._then is not None:
+            then, self._then = self._then, None
             try:
-                result = self._then()
-            except Exception as error:
-                answer.set_exception(error)
-            else:
-                answer.set_result(result)
-
-    def _taken(self) -> "asyncio.Future[Any]":
-        """Return the future of what was under way, which is over now."""
-        assert self._answer and self._limit  # noqa: S101  # both or none
-        answer, self._answer = self._answer, None
-        self._limit.cancel()
-        return answer
+                then(None)
+            except Exception as failure:
+                then(failure)
 
     def end(self, error: Exception | None = None) -> None:
         """Close the connection; what is under way has failed."""
@@ -310,9 +309,12 @@ class _Line:
             self.loop.remove_reader(self._number)
             self.loop.remove_writer(self._number)
         self._session.close()
-        with suppress(RuntimeError):
-            if self._answer:
-                self._taken().set_exception(error or psycopg2.OperationalError("the connection was closed"))
+        if self._watch:
+            self._watch.cancel()
+        then, self._then = self._then, None
+        if then:
+            with suppress(RuntimeError):
+                then(error or psycopg2.OperationalError("the connection was closed"))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:
