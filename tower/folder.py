@@ -5,6 +5,7 @@ Nothing here waits for the disk: what a power cut takes is written again from th
 
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import stat
@@ -21,6 +22,8 @@ LOST = ".lost"
 
 #: What the name of a folder begins with while it is being removed, and while it is being made.
 _GONE, _NEW = ".gone-", ".new-"
+#: Names of folders that are being made, as nobody else takes them: another process, on this machine or elsewhere, has another number.
+_MAKER, _made = uuid.uuid4(), itertools.count()
 #: A folder that is still being made after so many seconds is a leftover of a crash.
 _MADE_S = 60.0
 
@@ -225,7 +228,7 @@ class Top(Folder):
 
         That costs half as much as to bring a folder up file by file.
         """
-        beside = f"{_NEW}{uuid.uuid4()}"
+        beside = f"{_NEW}{_MAKER}-{os.getpid()}-{next(_made)}"
         is_named = False
         os.mkdir(beside, dir_fd=self._fd)
         try:

@@ -33,6 +33,7 @@ _ENDS_NOTHING = ("cancel_requested", LOST, STRUCK)
 _ORIGIN = ("requested_by", "parent_id", "correlation_id", "retry_of")
 
 
+@lru_cache(maxsize=1000)
 def rfc3339(at: float | None) -> str | None:
     """Return seconds since the epoch as a UTC time with milliseconds, such as 2031-05-01T08:00:00.000Z."""
     if at is None:
@@ -53,7 +54,7 @@ def render_input(task: dict[str, Any]) -> str:
         **{name: task[name] for name in _AS_ACCEPTED},
         "not_before": rfc3339(task["not_before"]),
         "expires_at": rfc3339(task["expires_at"]),
-        "labels": json.loads(task["labels"]),
+        "labels": _told(task["labels"]),
         **{name: task[name] for name in _ORIGIN},
         "created_at": rfc3339(task["created_at"]),
         "payload": json.loads(task["payload"]),
@@ -107,17 +108,10 @@ def render_events(events: Iterable[dict[str, Any]]) -> str:
     """Return events.jsonl: every event, each line carrying the SHA-256 of the line before, so that a cut or change shows."""
     lines, before = [], ""
     for event in events:
-        told = {
-            "seq": event["seq"],
-            "at": rfc3339(event["at"]),
-            "attempt": event["attempt"],
-            "kind": event["kind"],
-            "data": orjson.Fragment(event["data"]),
-            "previous": before,
-        }
-        line = orjson.dumps(told)
-        before = hashlib.sha256(line).hexdigest()
-        lines.append(line.decode() + "\n")
+        which = f'"seq":{event["seq"]},"at":"{rfc3339(event["at"])}","attempt":{event["attempt"]}'
+        line = f'{{{which},"kind":"{event["kind"]}","data":{event["data"]},"previous":"{before}"}}'
+        before = hashlib.sha256(line.encode()).hexdigest()
+        lines.append(f"{line}\n")
     return "".join(lines)
 
 
@@ -150,14 +144,19 @@ def artifact_parts(task_id: str, name: str, count: int) -> Iterator[bytes]:
 
 @lru_cache(maxsize=100)
 def _told(data: str) -> Mapping[str, Any]:
-    """Return the data of an event; most events have none, or name the same worker."""
+    """Return the data of an event, or labels; most have none, or name the same worker."""
     return dict(json.loads(data))
 
 
 def _event_line(event: dict[str, Any]) -> str:
-    data = {name: value for name, value in _told(event["data"]).items() if value is not None}
-    told = "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in data.items())
-    return log_line(event["at"], event["attempt"], f"── {event['kind']}{told}")
+    return log_line(event["at"], event["attempt"], f"── {event['kind']}{_in_words(event['data'])}")
+
+
+@lru_cache(maxsize=100)
+def _in_words(data: str) -> str:
+    """Return the data of an event as it stands in a line of the log."""
+    told = {name: value for name, value in _told(data).items() if value is not None}
+    return "".join(f" {name}={json.dumps(value, ensure_ascii=False)}" for name, value in told.items())
 
 
 def _document(value: Any) -> str:
