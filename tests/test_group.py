@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -315,6 +316,20 @@ def test_an_errand_does_together_what_it_is_asked_for_meanwhile_and_outlives_fai
     errand.ask("d")
     errand.stop()
     assert done == [["a"], ["b", "c"], ["d"]]
+
+
+def test_an_errand_that_is_asked_for_many_things_at_a_time_takes_its_time() -> None:
+    """It begins no sooner than that after it began."""
+    began = list[float]()
+    errand = Errand("test", lambda asked: began.append(time.monotonic()), loaded_s=0.2)
+    for number in range(9):
+        errand.ask(str(number))
+    errand.start()
+    wait_for("the many", lambda: bool(began))
+    errand.ask("one more")
+    wait_for("the one", lambda: len(began) == 2)
+    errand.stop()
+    assert began[1] - began[0] >= 0.2
 
 
 def test_threads_are_kept_and_never_too_few() -> None:

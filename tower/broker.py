@@ -38,8 +38,8 @@ _PAUSE_S = 2.0
 _SOCKET_S = 1.0
 #: How long a consumer waits inside Redis for a message at most, before it looks whether it should end.
 _WAIT_S = 1.0
-#: Seconds between two nudges of which each says the same.
-_PACE_S = 0.02
+#: Seconds between two nudges of which each says the same, and under load, when whoever works asks for passes by himself.
+_PACE_S, _LOADED_S = 0.02, 0.04
 #: How long a consumer waits whose worker has no room; a slot that becomes free goes on with the next task at once.
 _FULL_S = 0.02
 #: How often a consumer says that it lives; dramatiq gives its messages to others after a minute of silence.
@@ -242,7 +242,7 @@ class Nudger:
         """
         if actor_name in self._errands or actor_name in self._paced:
             return None
-        errand = Errand(actor_name, lambda asked: self._send(actor_name, asked[-1]), _PACE_S)
+        errand = Errand(actor_name, lambda asked: self._send(actor_name, asked[-1]), _PACE_S, loaded_s=_LOADED_S)
         errand.start()
         self._paced[actor_name] = errand
         return errand

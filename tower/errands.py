@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 
 from tower.errors import Unavailable
 
+#: An errand that is asked for more than so many things at a time is under load.
+_MANY = 8
+
 _log = logging.getLogger(__name__)
 
 
@@ -14,11 +17,12 @@ class Errand:
     """A thread that does one actor's work; what it is asked for while it works, it does together.
 
     It begins at once when it has been idle, else `pace_s` after it began last: under load more comes together, and costs less. While
-    it is asked for one thing at a time, a quarter of that is enough.
+    it is asked for one thing at a time, a quarter of that is enough; for many at a time, it takes `loaded_s`.
     """
 
-    def __init__(self, name: str, work: Callable[[Sequence[str]], object], pace_s: float = 0.0) -> None:
+    def __init__(self, name: str, work: Callable[[Sequence[str]], object], pace_s: float = 0.0, *, loaded_s: float | None = None) -> None:
         self._name, self._work, self._pace_s = name, work, pace_s
+        self._loaded_s = pace_s if loaded_s is None else loaded_s
         self._next_at = 0.0
         self._asked: dict[str, None] = {}
         self._is_ending = False
@@ -61,8 +65,11 @@ class Errand:
         with self._change:
             asked = list(self._asked)
             self._asked.clear()
-        self._next_at = time.monotonic() + (self._pace_s if len(asked) > 1 else self._pace_s / 4)
+        self._next_at = time.monotonic() + self._pause_s(len(asked))
         return asked
+
+    def _pause_s(self, asked: int) -> float:
+        return self._pace_s / 4 if asked < 2 else self._pace_s if asked <= _MANY else self._loaded_s
 
 
 class Threads:
