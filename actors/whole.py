@@ -38,7 +38,7 @@ def make(root: Path, ids: Sequence[str]) -> dict[str, Mark]:
     made = {}
     try:
         with Top(root) as top:
-            for task_id, told in queries.to_trace(ids).items():
+            for task_id, told in queries.to_trace([task_id for task_id in ids if top.is_free(task_id)]).items():
                 fault("trace.before_write")
                 if (files := _files(told)) and top.make(task_id, files):
                     made[task_id] = mark(told["task"], len(dict(files)[LOG]))

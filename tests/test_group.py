@@ -167,6 +167,61 @@ def test_a_database_that_is_away_is_waited_for_once_by_all_who_wait() -> None:
     assert done == [[9], [0, 1, 2], [0], [1]]
 
 
+def test_whoever_comes_late_in_an_outage_tries_it_himself() -> None:
+    """Only who came in the first half of it has waited nearly as long, and is told with the one who has tried."""
+    go_on, done = threading.Event(), list[list[int]]()
+
+    def work(items: list[int]) -> list[int]:
+        done.append(items)
+        assert go_on.wait(10)
+        raise Unavailable("away")
+
+    async def ask() -> list[Any]:
+        gathering = Gathering(work)
+        asked = [asyncio.create_task(gathering.do(number)) for number in range(6)]
+        await asyncio.sleep(0.5)
+        asked.append(asyncio.create_task(gathering.do(6)))
+        await asyncio.sleep(0)
+        go_on.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    assert [str(error) for error in asyncio.run(ask())] == ["away"] * 7
+    assert done == [[0], [6]]
+
+
+def test_whoever_stops_while_another_loop_asks_is_not_forgotten() -> None:
+    """And an answer to the one loop is none to what the other has sent since."""
+    sent = list[Told[int]]()
+
+    def send(items: list[int], told: Told[int]) -> bool:
+        sent.append(told)
+        return True
+
+    gathering = Gathering(lambda items: items, send)
+
+    async def second() -> None:
+        asked = asyncio.create_task(gathering.do(2))
+        await asyncio.sleep(0)
+        sent[1]([20])
+        assert await asked == 20
+
+    async def first() -> None:
+        asked = asyncio.create_task(gathering.do(1))
+        await asyncio.sleep(0)
+        stopping = asyncio.create_task(gathering.stop())
+        await asyncio.sleep(0)
+        await asyncio.to_thread(lambda: asyncio.run(second()))
+        again = asyncio.create_task(gathering.do(3))
+        await asyncio.sleep(0)
+        sent[0]([10])
+        assert (await asked, bool(gathering._sent)) == (10, True)
+        sent[2]([30])
+        assert await again == 30
+        await asyncio.wait_for(stopping, 10)
+
+    asyncio.run(first())
+
+
 def test_whoever_waits_when_a_gathering_stops_is_left_out() -> None:
     """And it has stopped when the work under way is done."""
     busy, go_on, done = threading.Event(), threading.Event(), list[list[int]]()

@@ -528,11 +528,15 @@ def test_who_stops_in_another_loop_does_not_wait_for_what_an_ended_one_has_sent(
         cursor.execute("LOCK TABLE task IN EXCLUSIVE MODE")
         asked = loop.create_task(engine.enqueue())
         loop.run_until_complete(asyncio.sleep(0.05))
-        assert engine.orchestrator._gathering._is_sent
+        assert engine.orchestrator._gathering._sent
         asked.cancel()
         loop.run_until_complete(asyncio.wait([asked]))
         asyncio.run(asyncio.wait_for(engine.orchestrator._gathering.stop(), 20))
         loop.close()
+        # Nor is that done once more, when the database is closed.
+        before = len(engine.in_thread)
+        db.close_database()
+        assert (engine.orchestrator._gathering._inbox.qsize(), len(engine.in_thread)) == (0, before)
 
 
 def test_who_stops_waits_for_what_was_sent(engine: Engine) -> None:

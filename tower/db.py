@@ -293,13 +293,12 @@ def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
 
 
 def _spelled(statement: str) -> str:
-    return _with_times(statement, is_on_postgres=is_postgres()) if "{" in statement else statement
+    return _with_times(statement, now().sql, moment().sql) if "{" in statement else statement
 
 
 @lru_cache(maxsize=100)
-def _with_times(statement: str, *, is_on_postgres: bool) -> str:
-    """Return a statement with how this database tells the time; the second argument is for the cache alone."""
-    return statement.replace("{moment}", moment().sql).replace("{now}", now().sql)
+def _with_times(statement: str, now: str, moment: str) -> str:
+    return statement.replace("{moment}", moment).replace("{now}", now)
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:

@@ -99,10 +99,12 @@ class Gathering(Generic[Item, Result]):
         most: int = 100,
     ) -> None:
         self._work, self._send, self._most = work, send, most
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        #: The loop whose coroutines wait, whether somebody works for it, whether that was sent, and who waits for its end.
+        #: Who waits, and since when.
+        self._waiting: deque[tuple[Item, asyncio.Future[Result], float]] = deque()
+        #: The loop whose coroutines wait, whether somebody works for it, what was sent, and the future of whoever waits for its end.
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._is_busy = self._is_sent = False
+        self._is_busy = False
+        self._sent: _Served[Item, Result] | None = None
         self._ended: asyncio.Future[None] | None = None
         #: What the thread has to do; None ends it, and it has one of its own.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -114,17 +116,17 @@ class Gathering(Generic[Item, Result]):
         if loop is not self._loop:
             self._move_to(loop)
         future: asyncio.Future[Result] = loop.create_future()
-        self._waiting.append((item, future))
+        self._waiting.append((item, future, loop.time()))
         if not self._is_busy:
             self._serve(loop)
         return await future
 
     async def stop(self) -> None:
         """Leave out whoever waits, and wait for the work under way. Whoever comes later begins anew."""
-        for _, future in self._waiting:
+        for _, future, _ in self._waiting:
             future.cancel()
         loop = asyncio.get_running_loop()
-        if self._is_sent and loop is self._loop:  # another has ended, and nobody waits in it
+        if self._sent and loop is self._loop:  # another has ended, and nobody waits in it
             self._ended = self._ended or loop.create_future()
             await asyncio.shield(self._ended)
         thread, inbox = self._thread, self._inbox
@@ -135,43 +137,45 @@ class Gathering(Generic[Item, Result]):
 
     def _move_to(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work for another loop from now on; the one before has ended, or has to ask elsewhere."""
-        self._loop, self._is_busy, self._is_sent, self._ended = loop, False, False, None
         left, self._waiting = self._waiting, deque()
         error = RuntimeError("Another event loop has asked meanwhile; each needs an engine of its own.")
-        for _, future in left:
-            with suppress(RuntimeError):  # it is closed, and nobody waits in it
+        with suppress(RuntimeError):  # it is closed, and nobody waits in it
+            for _, future, _ in left:
                 future.get_loop().call_soon_threadsafe(_settle, future, None, error)
+            if self._ended:
+                self._ended.get_loop().call_soon_threadsafe(_settle, self._ended, None, None)
+        self._loop, self._is_busy, self._sent, self._ended = loop, False, None, None
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work for the next of those who wait."""
         served = list[tuple[Item, asyncio.Future[Result]]]()
         while self._waiting and len(served) < self._most:
-            item, future = self._waiting.popleft()
+            item, future, _ = self._waiting.popleft()
             if not future.done():
                 served.append((item, future))
         self._is_busy = bool(served)
         if not served:
             return
-        self._is_sent = True
+        self._sent = served
         try:
             is_sent = self._send([item for item, _ in served], partial(self._take_back, loop, served))
         except Exception:  # a mistake of ours: the thread does the same another way, and would not tell
             _log.exception("a thread does what could not be sent")
             is_sent = False
         if not is_sent:
-            self._is_sent = False
+            self._sent = None
             self._hand_over(loop, served)
 
     def _take_back(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", results: list[Result] | None) -> None:
-        if loop is self._loop:
-            self._is_sent = False
+        if self._sent is served:
+            self._sent = None
             if self._ended:
                 _settle(self._ended, None, None)
                 self._ended = None
         if results is None:
             self._hand_over(loop, served)
         else:
-            self._tell(loop, served, [], [(result, None) for result in results])
+            self._tell(loop, served, loop.time(), [(result, None) for result in results])
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]") -> None:
         """Have the thread do it."""
@@ -181,28 +185,30 @@ class Gathering(Generic[Item, Result]):
                 thread.start()
                 self._thread = thread
         except RuntimeError as error:  # the system has no more threads
-            self._tell(loop, served, [], [(None, error)] * len(served))
+            self._tell(loop, served, loop.time(), [(None, error)] * len(served))
             return
-        self._inbox.put(partial(self._work_for, loop, served, [future for _, future in self._waiting]))
+        self._inbox.put(partial(self._work_for, loop, served))
 
-    def _work_for(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", others: "list[asyncio.Future[Result]]") -> None:
+    def _work_for(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]") -> None:
+        began_at = loop.time()
         outcomes = _outcomes(self._work, [item for item, _ in served])
         with suppress(RuntimeError):  # the loop has ended, and whoever waited with it
-            loop.call_soon_threadsafe(self._tell, loop, served, others, outcomes)
+            loop.call_soon_threadsafe(self._tell, loop, served, began_at, outcomes)
 
     def _tell(
         self,
         loop: asyncio.AbstractEventLoop,
         served: "_Served[Item, Result]",
-        others: "list[asyncio.Future[Result]]",
+        began_at: float,
         outcomes: "list[_Outcome[Result]]",
     ) -> None:
         for (_, future), outcome in zip(served, outcomes, strict=True):
             _settle(future, *outcome)
         away = outcomes[-1][1]
-        if isinstance(away, Unavailable):  # whoever waited meanwhile has waited as long
-            for future in others:
-                _settle(future, None, away)
+        if isinstance(away, Unavailable):  # whoever came in the first half of that has waited nearly as long
+            for _, future, came_at in self._waiting if loop is self._loop else ():
+                if came_at <= (began_at + loop.time()) / 2:
+                    _settle(future, None, away)
         if loop is self._loop:
             self._serve(loop)
 

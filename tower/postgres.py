@@ -201,7 +201,8 @@ class LoopConnection:
 
         After an error it may be committed all the same. What `then` raises when it is called without one comes back to it as one.
         """
-        return self.is_free and self._line is not None and self._line.send(statement, values, then)
+        line = self._line
+        return self.is_free and line is not None and line.send(statement, values, then)
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         with suppress(RuntimeError):  # the loop is about to end
@@ -312,9 +313,8 @@ class _Line:
         if self._watch:
             self._watch.cancel()
         then, self._then = self._then, None
-        if then:
-            with suppress(RuntimeError):
-                then(error or psycopg2.OperationalError("the connection was closed"))
+        if then and self.loop.is_running():  # else nobody waits any more
+            then(error or psycopg2.OperationalError("the connection was closed"))
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -60,5 +60,10 @@ async def submit(task: dict[str, str]) -> None:
 
 
 def done() -> int:
-    """Count the tasks that have succeeded and whose folder is complete: all but those that are not, which takes no longer with more."""
-    return len(accepted) - int(db.read(lambda: db.database.execute_sql(f"SELECT {_NOT_DONE}").fetchone()[0]))
+    """Count the tasks that succeeded and have their folder: by those that have not, which takes no longer with more, until none is left."""
+    left = _ask(_NOT_DONE)
+    return len(accepted) - left if left else _ask("COUNT(*) FROM task WHERE status = 'succeeded' AND traced_seq >= seq")
+
+
+def _ask(what: str) -> int:
+    return int(db.read(lambda: db.database.execute_sql(f"SELECT {what}").fetchone()[0]))
