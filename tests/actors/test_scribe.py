@@ -97,11 +97,11 @@ def test_one_that_dies_or_hangs_delays_folders_and_harms_none(
     tracer: Tracer, rows: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
 ) -> None:
     """The worker makes them itself, says so once, and starts another after a while."""
-    monkeypatch.setattr(scribe, "_PATIENCE_S", 0.3)
     found = ready(tracer._scribe)
     os.kill(found.pid, number)
     ids = ended()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as hasty:
+        hasty.setattr(scribe, "_PATIENCE_S", 0.3)
         tracer.trace_all(ids)
         tracer.trace_all(ended())
     assert all(trace.is_complete(r.row(task_id)) for task_id in ids)
