@@ -236,7 +236,7 @@ class Nudger:
             self._errands.pop(actor_name, None)
 
     def pace(self, actor_name: str) -> Errand | None:
-        """Send nudges for an actor of other processes now and then, until `end_pace`: one speaks for those before it.
+        """Pace the nudges for an actor of other processes, until `end_pace`: one speaks for those before it.
 
         Returns what sends them; None if they are answered here, or paced already.
         """

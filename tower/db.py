@@ -17,16 +17,16 @@ from playhouse.db_url import parse
 from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded
 
+from tower import postgres
 from tower.errors import SettingsError, Unavailable
 from tower.faults import fault
-from tower.postgres import Postgres
 from tower.settings import Settings
 from tower.sqlite import File, Sqlite
 from tower.trouble import Trouble, explain, is_outage
 
 T = TypeVar("T")
-#: Told of what was sent: that it is committed, or what went wrong.
-Then = Callable[[Exception | None], None]
+#: See `send`.
+Then = postgres.Then
 
 database = peewee.DatabaseProxy()
 
@@ -81,7 +81,7 @@ def close_database() -> None:
 
 def is_postgres() -> bool:
     """Whether rows live in Postgres."""
-    return isinstance(database.obj, Postgres)
+    return isinstance(database.obj, postgres.Postgres)
 
 
 def _path(settings: Settings) -> Path:
@@ -109,7 +109,7 @@ def _postgres(settings: Settings) -> peewee.Database:
         "application_name": "devops-control-tower",
         **parse(settings.database_url, unquote_user=True, unquote_password=True),
     }
-    return Postgres(settings.db_pool, **options)
+    return postgres.Postgres(settings.db_pool, **options)
 
 
 def unit(
@@ -215,7 +215,7 @@ def _patiently(
 @contextmanager
 def _connected(*, writing: bool) -> Iterator[None]:
     """Take a connection; after an outage do not keep it: one that SQLite opened on a read-only disk would never write again."""
-    pool: Sqlite | Postgres = database.obj
+    pool: Sqlite | postgres.Postgres = database.obj
     try:
         pool.take(writing=writing)
         _file.check()

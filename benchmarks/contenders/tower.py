@@ -29,15 +29,8 @@ registry, broker = load_handlers(), open_broker(settings)
 Crew(settings, registry, broker)  # so that the names of actors are known; nothing runs here
 engine = EnhancedOrchestrator(settings, registry, Nudger(broker))
 accepted: list[str] = []
-_NOT_DONE = " + ".join(
-    f"(SELECT COUNT(*) FROM task WHERE {condition})"
-    for condition in (
-        "status = 'queued'",
-        "status IN ('dispatched', 'running')",
-        "status IN ('failed', 'cancelled', 'timed_out')",
-        "traced_seq < seq AND status NOT IN ('queued', 'dispatched')",
-    )
-)
+_NOT_SUCCEEDED = "SELECT COUNT(*) FROM task WHERE status IN ('queued', 'dispatched', 'running', 'failed', 'cancelled', 'timed_out')"
+_NOT_TRACED = "SELECT COUNT(*) FROM task WHERE traced_seq < seq AND status NOT IN ('queued', 'dispatched')"
 
 
 def finished(task_id: str) -> float:
@@ -61,9 +54,9 @@ async def submit(task: dict[str, str]) -> None:
 
 def done() -> int:
     """Count the tasks that succeeded and have their folder: by those that have not, which takes no longer with more, until none is left."""
-    left = _ask(_NOT_DONE)
-    return len(accepted) - left if left else _ask("COUNT(*) FROM task WHERE status = 'succeeded' AND traced_seq >= seq")
+    left = _ask(f"SELECT ({_NOT_SUCCEEDED}) + ({_NOT_TRACED})")
+    return len(accepted) - left if left else _ask("SELECT COUNT(*) FROM task WHERE status = 'succeeded' AND traced_seq >= seq")
 
 
-def _ask(what: str) -> int:
-    return int(db.read(lambda: db.database.execute_sql(f"SELECT {what}").fetchone()[0]))
+def _ask(statement: str) -> int:
+    return int(db.read(lambda: db.database.execute_sql(statement).fetchone()[0]))
