@@ -258,7 +258,7 @@ class Walk:
         Tasks of a lane are restricted alike, so no more of it than these can start, and one that is left tells what the others wait for.
         A crowd behind one full key or rate thus costs one look.
         """
-        lanes = db.rows(_lanes()) if self._lanes is None else self._lanes
+        lanes = db.rows(_lanes(), in_order=True) if self._lanes is None else self._lanes
         if len(lanes) > LANES:
             return None
         load.add_starts(self.load, lanes)
@@ -269,7 +269,7 @@ class Walk:
         of_lane = _OF_LANE.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME)
         rows = [row for row in lanes if row["lane"] in wanted and row["is_alone"]]
         for lane in wanted.keys() - {row["lane"] for row in rows}:
-            rows += db.rows(of_lane, [lane, lane, wanted[lane] + 1])
+            rows += db.rows(of_lane, [lane, lane, wanted[lane] + 1], in_order=True)
         return sorted(rows, key=lambda row: (row["rank"], row["id"]))
 
     def _waiting(self) -> Any:
@@ -289,7 +289,7 @@ class Walk:
                 query = query.where(columns[0].is_null() | Tuple(*columns).not_in(ValuesList(sorted(blocked))))
         if self._after:
             query = query.where(Tuple(Task.rank, Task.id) > Tuple(*self._after))
-        return [dict(row) for row in query.order_by(Task.rank, Task.id).limit(PAGE).dicts()]
+        return db.first(query.order_by(Task.rank, Task.id).limit(PAGE))
 
     def _learn(self, left: Iterable[Row]) -> None:
         """Note what the tasks that were left wait for: others with the same key and limit need not be looked at."""

@@ -4,14 +4,15 @@ Postgres plans statements while the tables are empty, and keeps the plans; SQLit
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors.orchestrator import Dispatcher
+from actors.orchestrator import Dispatcher, Walk
 from tests import rows as r
-from tower import db, due, lifecycle, overview, queries, reminders, sqlite
+from tower import db, due, lifecycle, load, overview, queries, reminders, sqlite
 from tower.lifecycle import Ending, Outcome
 from tower.models import FAILED, SUCCEEDED, Task, new_id
 from tower.queries import Filter
@@ -105,6 +106,37 @@ def test_a_few_tasks_behind_a_crowd_of_another_kind_are_found_without_going_over
             before = db.read(_read_so_far)
             assert Dispatcher(settings, r.Nudges()).run_pass(new) == 3  # type: ignore[arg-type]
         assert db.read(_read_so_far) - before < 1000
+    finally:
+        db.close_database()
+
+
+@pytest.mark.parametrize("count", [60, 110, 400])
+def test_the_first_in_line_are_found_without_a_look_at_the_others_however_many_those_were_when_it_was_planned(
+    new_database: Callable[[], str], count: int
+) -> None:
+    """With some hundred that waited, Postgres took it for as dear to go along an index as to read all and sort them, and kept to that."""
+    settings = Settings(database_url=new_database())
+    db.open_database(settings)
+    try:
+        db.migrate()
+        r.add_worker(slots=3)
+        model = r.insert(queue="of nobody")
+        db.unit(lambda: Task.update(nudge_at=0).execute())
+        _copy(model, count)
+
+        def read_for_a_round() -> int:
+            before = db.read(_read_so_far)
+            assert Dispatcher(settings, r.Nudges()).run_pass() == 0  # type: ignore[arg-type]
+            db.unit(reminders.due_to_start)
+            db.read(queries.oldest_waiting_s)
+            due.look()
+            room_for_one = replace(db.read(load.read), room=1, queues={"of nobody": 1})
+            assert db.read(Walk(room_for_one, None)._page)
+            return db.read(_read_so_far) - before
+
+        few = [read_for_a_round() for _ in range(3)][-1]  # it is planned when it is asked a second time
+        _copy(r.insert(queue="of nobody"), _HISTORY)
+        assert read_for_a_round() - few < 1000
     finally:
         db.close_database()
 

@@ -283,9 +283,12 @@ def clock() -> float:
     return float(database.execute_sql(f"SELECT {now().sql}").fetchone()[0])
 
 
-def rows(statement: str, values: Sequence[Any] = ()) -> list[dict[str, Any]]:
-    """Run a statement written by hand, with a question mark for each value, {now} and {moment} for what they return; return its rows."""
-    cursor = database.obj.run(_spelled(statement), values)
+def rows(statement: str, values: Sequence[Any] = (), *, in_order: bool = False) -> list[dict[str, Any]]:
+    """Run a statement written by hand, with a question mark for each value, {now} and {moment} for what they return; return its rows.
+
+    Of one that takes the first of an order, the order is that of an index, and what comes later is not even read.
+    """
+    cursor = database.obj.run(_spelled(statement), values, in_order=in_order)
     if cursor.description is None:
         return []
     names = [column[0] for column in cursor.description]
@@ -301,12 +304,21 @@ def _with_times(statement: str, now: str, moment: str) -> str:
     return statement.replace("{moment}", moment).replace("{now}", now)
 
 
+def first(query: peewee.Query) -> list[dict[str, Any]]:
+    """Run a SELECT built by Peewee that takes the first of an order, as `rows` does."""
+    statement, values = query.sql()
+    return rows(statement.replace("%s", "?"), values, in_order=True)
+
+
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:
-    """Run SELECTs that have no values; return the database's time, and the rows of each. From Postgres they come with one answer."""
+    """Run SELECTs without values, each as `rows` does in order; return the database's time, and the rows of each.
+
+    From Postgres they come with one answer.
+    """
     if not is_postgres():
         return clock(), [rows(statement) for statement in statements]
     columns = [f"(SELECT json_agg(found) FROM ({statement}) AS found) AS answer{number}" for number, statement in enumerate(statements)]
-    answer = rows(f"SELECT {{now}} AS now, {', '.join(columns)}")[0]
+    answer = rows(f"SELECT {{now}} AS now, {', '.join(columns)}", in_order=True)[0]
     return answer["now"], [answer[f"answer{number}"] or [] for number in range(len(statements))]
 
 

@@ -24,6 +24,9 @@ _TRUSTED_S = 1.0
 _MOST_PREPARED = 300
 #: A statement with more values is one of a large batch: it is rarely the same again, and its plan takes memory.
 _MOST_VALUES = 250
+#: Sent ahead of a statement that takes the first of an order: where Postgres expects few rows, it may as well read all and sort them, and
+#: would do so with each plan that it kept from then, however many there are by now.
+_BY_INDEX = "SET LOCAL enable_sort = off; "
 #: How long a connection may take to come, and how long none is tried after one has failed.
 _CONNECT_S, _REST_S = 3.0, 1.0
 #: How long a loop waits for a statement, and such a statement for a lock: a thread has more patience, and says what it means.
@@ -149,11 +152,11 @@ class Postgres(PooledPostgresqlDatabase):
             session.ahead = ""
         return bool(unsent)
 
-    def run(self, statement: str, values: Sequence[Any]) -> Any:
-        """Run a statement with a question mark for each value; see `Session.spell`."""
+    def run(self, statement: str, values: Sequence[Any], *, in_order: bool = False) -> Any:
+        """Run a statement with a question mark for each value; see `Session.spell` and, for one that is in order, `db.rows`."""
         session: Session = self.connection()
         try:
-            return self.execute_sql(session.spell(statement, values), values)
+            return self.execute_sql((_BY_INDEX if in_order else "") + session.spell(statement, values), values)
         except BaseException:
             session.forget(statement)
             raise

@@ -195,7 +195,7 @@ def ready(asked: Sequence[str] = ()) -> Ready:
     those, values = db.among("id", asked)
     named = f"EXISTS (SELECT 1 FROM task WHERE {those} AND {waits})"
     first = f"SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
-    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", values)
+    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", values, in_order=True)
     return Ready(found["waits"], bool(found["asked"]), found["next"])
 
 
@@ -209,7 +209,7 @@ def is_anything_to_do(queues: Sequence[str]) -> bool:
     handed = f"SELECT 1 FROM task WHERE status = '{DISPATCHED}' AND {theirs}"
     first = f"SELECT id FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
     found = f"SELECT 1 AS found WHERE EXISTS ({handed}) OR ({first}) IS NOT NULL OR {_next_time()} <= {{now}}"
-    return bool(db.rows(found, values))
+    return bool(db.rows(found, values, in_order=True))
 
 
 def events(task_id: str, after: int = 0, limit: int = -1) -> list[dict[str, Any]]:
@@ -357,7 +357,7 @@ def oldest_waiting_s() -> float | None:
     Only the first in line are looked at, however many there are: one behind them has waited longer only if all these came back lately.
     """
     first = f"SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT {_FIRST}"
-    waits = db.rows(f"SELECT {{now}} - MIN(queued_at) AS waits FROM ({first}) AS first")[0]["waits"]
+    waits = db.rows(f"SELECT {{now}} - MIN(queued_at) AS waits FROM ({first}) AS first", in_order=True)[0]["waits"]
     return None if waits is None else max(0.0, waits)
 
 

@@ -52,7 +52,7 @@ def all_due() -> None:
     """Let every nudge that was sent be due now, because the broker has forgotten them."""
     Task.update(nudge_at=0).where(Task.status == DISPATCHED, Task.nudge_at > db.now()).execute()
     first = Task.select(Task.id).where(in_line()).order_by(Task.rank, Task.id).limit(1)
-    Task.update(nudge_at=0).where(Task.id << first, Task.status == QUEUED).execute()
+    Task.update(nudge_at=0).where(_among(first), Task.status == QUEUED).execute()
 
 
 def set_back() -> None:
@@ -91,7 +91,7 @@ def _push_back(due: Any, status: str, limit: int) -> list[Nudge]:
 
 def _among(due: Any) -> Any:
     """Return the condition that a task is one of those a query finds, which is asked first: inside, Postgres may ask it for each task."""
-    return Task.id << [row[0] for row in due.tuples()]
+    return Task.id << [row["id"] for row in db.first(due)]
 
 
 def due_to_trace(limit: int) -> list[str]:

@@ -211,8 +211,8 @@ class Sqlite(PooledSqliteDatabase):
                 self._close_raw(pen)
             super().close_idle()
 
-    def run(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Run a statement, as directly as can be."""
+    def run(self, statement: str, values: Sequence[Any] = (), *, in_order: bool = False) -> sqlite3.Cursor:
+        """Run a statement, as directly as can be; what has an order is found by an index that has it, wherever there is one."""
         try:
             session: _Session = self._state.conn
             return session.execute(statement, values)
