@@ -254,7 +254,7 @@ def to_trace(ids: Sequence[str]) -> dict[str, Told]:
     if not ids:
         return {}
     named, values = db.among("id", ids)
-    tasks = {row["id"]: row for row in db.rows(_TO_TRACE.format(unread=_UNREAD, named=named), values)}
+    tasks = {row["id"]: row for row in db.rows(f"{_TO_TRACE} WHERE {named}", values)}
     few = {task_id: task["traced_seq"] for task_id, task in tasks.items() if task["chunks"] <= _FEW}
     entries = _by_task(_entries(few) + _events([task_id for task_id in tasks if task_id not in few]))
     kept = _by_task(_artifacts([task_id for task_id, task in tasks.items() if task["has_artifacts"] and task["status"] in FINAL]))
@@ -271,12 +271,20 @@ def to_trace(ids: Sequence[str]) -> dict[str, Told]:
 
 
 _UNREAD = f"SELECT 1 FROM task_log WHERE task_id = task.id AND task_log.seq > traced_seq LIMIT {_FEW + 1}"
+#: What a folder tells of its task, and what is known of the folder: half of the columns: all would take a sixteenth longer.
+_TRACED = ", ".join(
+    (
+        *("id", "type", "title", "payload", "labels", "priority", "timeout_s", "silence_s", "max_attempts", "not_before", "expires_at"),
+        *("idempotency_key", "concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s"),
+        *("requested_by", "parent_id", "correlation_id", "retry_of", "created_at", "finished_at", "status", "result", "error"),
+        *("seq", "traced_seq", "traced_bytes", "trace_error"),
+    )
+)
 #: Tasks, how many log chunks of each are not in its folder yet, or that they are many, and whether it left files.
-_TO_TRACE = """
-SELECT task.*, (SELECT COUNT(*) FROM ({unread}) AS few) AS chunks,
+_TO_TRACE = f"""
+SELECT {_TRACED}, (SELECT COUNT(*) FROM ({_UNREAD}) AS few) AS chunks,
     EXISTS (SELECT 1 FROM task_artifact WHERE task_id = task.id) AS has_artifacts
-FROM task WHERE {named}
-"""
+FROM task"""
 _EVENTS = "SELECT task_id, seq, attempt, at, kind, data, NULL AS text FROM task_event"
 
 
