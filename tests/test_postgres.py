@@ -6,7 +6,7 @@ Nothing is lost or done twice when that cannot be.
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import Any
@@ -19,7 +19,7 @@ from playhouse.pool import PooledPostgresqlDatabase
 from actors.handlers import load as load_handlers
 from tests import rows as r
 from tests.servers import wait_for
-from tower import db, lifecycle, queries, reminders
+from tower import db, lifecycle, moves, queries, reminders
 from tower import postgres as module
 from tower.errors import Unavailable
 from tower.lifecycle import Ending, LogPart, Outcome
@@ -204,7 +204,12 @@ def said(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """The statements that were run."""
     found = set[str]()
     run = module.Postgres.run
-    monkeypatch.setattr(module.Postgres, "run", lambda self, statement, values: found.add(statement) or run(self, statement, values))  # type: ignore[func-returns-value]
+
+    def told(self: module.Postgres, statement: str, values: Sequence[Any], **how: bool) -> Any:
+        found.add(statement)
+        return run(self, statement, values, **how)
+
+    monkeypatch.setattr(module.Postgres, "run", told)
     return found
 
 
@@ -229,12 +234,32 @@ def test_one_plan_does_for_any_number_of_tasks(engine: Engine, said: set[str]) -
     assert live(2) == live(9)
 
 
-def test_clients_cannot_make_ever_more_plans(engine: Engine, said: set[str]) -> None:
-    """A connection keeps so many; whatever combination of fields tasks bring along, there are two."""
+def test_clients_cannot_make_ever_more_plans(engine: Engine, said: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection keeps so many; whatever combination of fields tasks bring along, there are two, and a few for what many tasks share."""
+    monkeypatch.setattr(moves, "_shapes", {})
+    monkeypatch.setattr(moves, "_MOST_SHAPES", 3)
     fields: list[dict[str, Any]] = [{}, {"title": "t"}, {"silence_s": 2.0}, {"title": "t", "concurrency_key": "k"}, {"not_before": 4e9}]
-    for more in fields:
+    for more in [*fields, *({"priority": number} for number in range(9)), *({"timeout_s": number + 0.5} for number in range(9))]:
         db.unit(partial(lifecycle.enter, [r.new(**more)]))
-    assert len(said) == 2
+    assert len(said) == 2 + 3
+
+
+@pytest.mark.parametrize("odd", ["it's", "a?b", "100%s", "{now}", "{}", 'a"b', "a\\b", "é", "--", "", "$1"])
+def test_a_row_holds_what_its_task_shares_with_others_whatever_that_is(engine: Engine, odd: str) -> None:
+    """It may stand in the statement, where another text could end it."""
+    given: list[dict[str, Any]] = [
+        {"priority": -5, "timeout_s": 1e-07},
+        {"queue": odd},
+        {"type": odd, "payload": odd},
+        {"priority": 2**31 - 1},
+    ]
+    for fields in given * 3:  # also once it is prepared
+        task = r.new(**fields)
+        db.unit(partial(lifecycle.enter, [task]))
+        row = r.row(task.id)
+        assert {name: row[name] for name in fields} == fields
+        assert (row["labels"], row["correlation_id"], row["max_losses"]) == ("{}", task.id, task.max_losses)
+        assert r.kinds(task.id) == ["queued"]
 
 
 def test_a_statement_that_fails_undoes_what_was_begun_with_it(engine: Engine) -> None:
