@@ -12,10 +12,11 @@ import pytest
 
 from actors.orchestrator import Dispatcher, Walk
 from tests import rows as r
-from tower import db, due, lifecycle, load, overview, queries, reminders, sqlite
+from tower import audit, db, due, lifecycle, load, overview, queries, reminders, sqlite
 from tower.lifecycle import Ending, Outcome
-from tower.models import FAILED, SUCCEEDED, Task, new_id
+from tower.models import FAILED, SUCCEEDED, Task, TaskStart, new_id
 from tower.queries import Filter
+from tower.retention import Retention
 from tower.settings import Settings
 
 _HISTORY = 3000
@@ -209,3 +210,39 @@ def test_the_last_ends_are_found_without_going_over_all(read_so_far: Callable[[]
     assert db.read(lambda: overview.just_ended(Filter(), 3))[:2] == [other.id, failed.id]
     assert db.read(lambda: overview.just_ended(own, 3))[0] == failed.id
     assert read_so_far() - before < _HISTORY
+
+
+def test_what_is_old_is_looked_for_without_going_over_what_is_not(read_so_far: Callable[[], int], tmp_path: Path) -> None:
+    """Once a minute, or a second: tasks to remove, starts that no rate counts any more, entries of the record."""
+    claim = r.running()
+    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED), new_id()))
+    _copy(claim.id)
+    db.unit(lambda: audit.note("somebody", "cancel"))
+    for table, columns, changed in (
+        ("task_start", "rate_key, at, task_id", "task_id || n"),
+        ("audit", "at, actor, action, target, id", "id || n"),
+    ):
+        if table == "task_start":
+            db.unit(lambda: TaskStart.insert(rate_key="k", at=db.now(), task_id="t").execute())
+        copied = f"SELECT {columns.rpartition(', ')[0]}, {changed} FROM {table}, number"
+        numbers = f"WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {_HISTORY})"
+        db.unit(lambda: db.database.execute_sql(f"{numbers} INSERT INTO {table} ({columns}) {copied}"))  # noqa: B023  # run at once
+    before = read_so_far()
+    assert not due.look().old_starts
+    assert not Retention(Settings(trace_dir=tmp_path / "traces")).step()
+    db.unit(lambda: audit.forget(1))
+    assert read_so_far() - before < _HISTORY
+
+
+def test_what_failed_is_found_without_going_over_what_succeeded(read_so_far: Callable[[], int]) -> None:
+    """The first page shows what failed within a week; where one task in four does, Postgres went over all others."""
+    failed, claim = r.running(), r.running()
+    db.unit(lambda: lifecycle.finish(failed, Outcome(FAILED, error={"code": "handler_error", "message": "no"}), new_id()))
+    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED), new_id()))
+    _copy(failed.id, _HISTORY // 3)
+    _copy(claim.id)
+    if db.is_postgres():
+        db.unit(lambda: db.database.execute_sql("ANALYZE task"))
+    before = read_so_far()
+    assert len(db.read(lambda: overview.broken(Filter(), 0))) == overview.MOST
+    assert read_so_far() - before < _HISTORY * 2

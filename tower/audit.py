@@ -3,7 +3,9 @@
 from typing import Any
 
 from tower import db
-from tower.models import Audit, new_id
+from tower.models import Audit, first_id, new_id
+
+_DAY_S = 86_400.0
 
 
 def note(actor: str, action: str, target: str = "", address: str | None = None) -> None:
@@ -19,13 +21,11 @@ def entries(before: str | None, limit: int) -> list[dict[str, Any]]:
 
 def has_older(days: float) -> bool:
     """Whether there are entries from before so many days."""
-    return Audit.select(Audit.id).where(_older(days)).first() is not None
+    oldest = Audit.select(Audit.at).order_by(Audit.id).limit(1).scalar()
+    return oldest is not None and oldest < db.clock() - days * _DAY_S
 
 
 def forget(days: float) -> None:
     """Remove what is older; runs inside `db.unit`."""
-    Audit.delete().where(_older(days)).execute()
-
-
-def _older(days: float) -> Any:
-    return Audit.at < db.now() - days * 86_400
+    until = db.clock() - days * _DAY_S
+    Audit.delete().where(Audit.id < first_id(until), Audit.at < until).execute()  # found by the index of ids, however many there are

@@ -41,7 +41,7 @@ _DUE = {
 _RUNNING = """
 SELECT task.id, attempt, beat, worker_id, pid, pid_space, pid_started, host
 FROM task LEFT JOIN worker ON worker.id = worker_id WHERE {running}"""
-_OLD_STARTS = "EXISTS (SELECT 1 FROM task_start WHERE at < {{now}} - {window}) AS old_starts"
+_OLD_STARTS = "EXISTS (SELECT 1 FROM task_start WHERE at < {instant} - {window}) AS old_starts"
 _NEXT_DUE = """
 SELECT MIN(at) - {{now}} AS wait FROM (
     SELECT MIN(ready_at) AS at FROM task WHERE {not_yet} AND ready_at > {{now}}

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from tower import db, queries
@@ -37,14 +38,17 @@ class Bucket:
 
 def broken(within: Filter, since: float) -> list[str]:
     """Return the ids of up to MOST tasks that did not succeed and that nobody repeated or cancelled, newest first."""
-    statuses = tuple(status for status in BROKEN if status != CANCELLED)
-    return _ids(replace(within, statuses=statuses, created_after=since, retried=False), Task.id.desc())
+    chosen = replace(within, created_after=since, retried=False)
+    # One status at a time: their ids are in order in the index, and nothing that succeeded is looked at.
+    each = [_ids(replace(chosen, statuses=(status,)), Task.id.desc()) for status in BROKEN if status != CANCELLED]
+    return sorted(chain.from_iterable(each), reverse=True)[:MOST]
 
 
 def waiting(within: Filter) -> list[str]:
     """Return the ids of up to MOST tasks that are next in the queue, and then of those whose time comes next."""
-    found = [*_ids(within, Task.rank, Task.id, only=(in_line(),)), *_ids(within, Task.ready_at, Task.id, only=(not_yet(),))]
-    return found[:MOST]
+    lines = ((in_line(), Task.rank), (not_yet(), Task.ready_at))
+    found = [db.first(_chosen(within, only).order_by(order, Task.id).limit(MOST)) for only, order in lines]
+    return [row["id"] for row in chain.from_iterable(found)][:MOST]
 
 
 def in_flight(within: Filter) -> list[str]:
@@ -52,9 +56,12 @@ def in_flight(within: Filter) -> list[str]:
     return _ids(replace(within, statuses=IN_FLIGHT), Task.dispatched_at, Task.id)
 
 
-def _ids(chosen: Filter, *order: Any, only: Sequence[Any] = ()) -> list[str]:
-    query = Task.select(Task.id).where(*queries.conditions(chosen), *only)
-    return [row[0] for row in query.order_by(*order).limit(MOST).tuples()]
+def _ids(chosen: Filter, *order: Any) -> list[str]:
+    return [row[0] for row in _chosen(chosen).order_by(*order).limit(MOST).tuples()]
+
+
+def _chosen(within: Filter, *only: Any) -> Any:
+    return Task.select(Task.id).where(*queries.conditions(within), *only)
 
 
 def just_ended(within: Filter, limit: int) -> list[str]:
@@ -70,7 +77,7 @@ def just_ended(within: Filter, limit: int) -> list[str]:
 def rows(*lists: Sequence[str]) -> list[list[dict[str, Any]]]:
     """Return the tasks of lists of ids, all found by one question."""
     wanted = {task_id for ids in lists for task_id in ids}
-    found = {row["id"]: row for row in queries.slim(Task.select(*queries.SLIM).where(Task.id << list(wanted)))} if wanted else {}
+    found = {row["id"]: row for row in queries.some(list(wanted))}
     return [[found[task_id] for task_id in ids if task_id in found] for ids in lists]
 
 

@@ -99,7 +99,7 @@ class Retention:
         found: list[str] = []
         for status, days in self._keep.items():
             if days > 0 and len(found) < _STEP:
-                old = Task.select(Task.id).where(Task.status == status, Task.finished_at < db.now() - days * _DAY_S)
+                old = Task.select(Task.id).where(Task.status == status, Task.finished_at < db.instant() - days * _DAY_S)
                 old = old.where(Task.id.not_in(list(self._stuck))) if self._stuck else old
                 found += [row[0] for row in old.order_by(Task.finished_at).limit(_STEP - len(found)).tuples()]
         return found

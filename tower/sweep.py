@@ -228,7 +228,7 @@ class Sweep:
     def _forget_starts(self, look: Look) -> bool:
         """Delete starts that no window reaches back to any more."""
         if look.old_starts:
-            old = TaskStart.at < db.now() - MAX_WINDOW_S
+            old = TaskStart.at < db.instant() - MAX_WINDOW_S
             some = TaskStart.select(TaskStart.rate_key, TaskStart.at, TaskStart.task_id).where(old).limit(_LIMIT)
             columns = Tuple(TaskStart.rate_key, TaskStart.at, TaskStart.task_id)
             db.unit(lambda: TaskStart.delete().where(columns.in_(some)).execute())
