@@ -44,6 +44,7 @@ def tower(visit: Visit) -> dict[str, Any]:
         shown = dict(zip(("needs", "running", "waiting", "ended"), ([told(row) for row in rows] for rows in lists), strict=True))
         hour, day = visit.pace.read(within, now)
         workers, taken = queries.live_workers(visit.settings.lease_s), queries.running_counts()
+        limits = rules.listed()
         return {
             **shown,
             "needs_count": len(needs),
@@ -54,8 +55,8 @@ def tower(visit: Visit) -> dict[str, Any]:
             "workers": workers,
             "slots": sum(worker["slots"] for worker in workers),
             "taken": sum(taken.values()),
-            "queues": _queues(visit, workers),
-            "pauses": [rule for rule in rules.listed() if rule["paused_at"] is not None],
+            "queues": _queues(visit, workers, limits),
+            "pauses": [rule for rule in limits if rule["paused_at"] is not None],
             "curl": curl(visit, {"type": "echo", "payload": {"hello": "tower"}}),
             "is_new": not needs and not running and not waiting and not queries.tasks(within, before=None, limit=1),
         }
@@ -63,15 +64,16 @@ def tower(visit: Visit) -> dict[str, Any]:
     return {"title": "Tower", "health": health, "most": overview.MOST, **db.read(work)}
 
 
-def _queues(visit: Visit, workers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    counts, paused = queries.queues(), load.paused()
+def _queues(visit: Visit, workers: list[dict[str, Any]], limits: Sequence[rules.RuleRow]) -> list[dict[str, Any]]:
+    counts = queries.queues()
+    paused = {rule["name"] for rule in limits if rule["kind"] == QUEUE and rule["paused_at"] is not None}
     return [
         {
             "name": name,
             "types": [kind.name for kind in visit.registry if kind.queue == name],
             **dict.fromkeys((QUEUED, *IN_FLIGHT), 0),
             **counts.get(name, {}),
-            "paused": (QUEUE, name) in paused,
+            "paused": name in paused,
             "slots": sum(worker["slots"] for worker in workers if name in worker["queues"]),
         }
         for name in sorted({*visit.registry.queues, *counts})
@@ -208,7 +210,7 @@ def fleet(visit: Visit) -> dict[str, Any]:
         listed = rules.listed()
         return {
             "workers": [{**worker, "running": taken.get(worker["id"], 0)} for worker in workers],
-            "queues": _queues(visit, workers),
+            "queues": _queues(visit, workers, listed),
             "rules": listed,
             "is_paused": any(rule["kind"] == TOWER and rule["paused_at"] is not None for rule in listed),
         }
