@@ -19,6 +19,7 @@ from tower.errands import Errand
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.handler import Registry
+from tower.host import stand_back
 from tower.settings import Settings
 from tower.sweep import Sweep
 
@@ -93,7 +94,9 @@ class Crew(Middleware):
         runner.fill()
 
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
-        """Make room for the control actors beside the slots, and start beating."""
+        """Let the server go first, make room for the control actors beside the slots, and start beating."""
+        if not self._settings.embedded:
+            stand_back(self._settings.worker_nice)
         slots = worker.worker_threads
         if slots + _SPARE_CONNECTIONS > self._settings.db_pool:
             _log.warning(

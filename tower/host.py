@@ -88,6 +88,12 @@ def boot_id() -> str:
         return f"{hostname()}/{psutil.boot_time():.0f}"
 
 
+def stand_back(nice: int) -> None:
+    """Let other processes go first while the machine is busy: this thread, and whatever it starts from now on. Nothing on Windows."""
+    if hasattr(os, "nice"):
+        os.nice(nice)
+
+
 def group_lives(leader: int) -> bool:
     """Whether anything but zombies is left in the process group of a leader."""
     try:

@@ -69,6 +69,13 @@ class Settings(BaseSettings):
         description="More names the `Host` header may carry, comma-separated; loopback names always may.",
     )
     slots: int = Field(8, ge=1, le=256, validation_alias="TOWER_SLOTS", description="Tasks the embedded worker runs at once.")
+    worker_nice: int = Field(
+        5,
+        ge=0,
+        le=19,
+        validation_alias="TOWER_WORKER_NICE",
+        description="How far a worker process, and all it runs, stands back for others on a busy machine, as `nice` counts: 0 to 19.",
+    )
     lease_s: float = Field(
         30.0,
         ge=1,

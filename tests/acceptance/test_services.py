@@ -48,6 +48,20 @@ def test_a_task_travels_through_all_of_them(stack: Stack) -> None:
     assert (ready["status"], ready["broker"], ready["slots"]) == ("ready", "ok", 4)
 
 
+@pytest.mark.parametrize("nice", [None, 0, 19])
+def test_a_worker_and_what_it_runs_stand_back_for_the_server(stack: Stack, nice: int | None) -> None:
+    """So tasks are taken in, and pages come, while others compute."""
+    if nice is not None:
+        stack.environment["TOWER_WORKER_NICE"] = str(nice)
+    server = psutil.Process(stack.server().popen.pid)
+    worker = psutil.Process(stack.worker().popen.pid)
+    task_id = stack.enqueue("command", {"argv": ["nice"]})
+    assert stack.wait(task_id)["status"] == "succeeded"
+    expected = min(19, int(server.nice() or 0) + (5 if nice is None else nice))
+    assert f"] {expected}\n" in (stack.folder / "logs" / task_id / "log.txt").read_text()
+    assert expected in [process.nice() for process in worker.children(recursive=True)]
+
+
 def test_a_worker_that_is_killed_loses_nothing(stack: Stack) -> None:
     """Its child is ended, its task runs again on another worker long before a lease would have run out."""
     stack.server()
