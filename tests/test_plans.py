@@ -230,7 +230,7 @@ def test_what_is_old_is_looked_for_without_going_over_what_is_not(read_so_far: C
     before = read_so_far()
     assert not due.look().old_starts
     assert not Retention(Settings(trace_dir=tmp_path / "traces")).step()
-    db.unit(lambda: audit.forget(1))
+    db.unit(lambda: audit.forget(10))
     assert read_so_far() - before < _HISTORY
 
 

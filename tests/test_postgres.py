@@ -4,6 +4,7 @@ Nothing is lost or done twice when that cannot be.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -252,6 +253,7 @@ def test_a_row_holds_what_its_task_shares_with_others_whatever_that_is(engine: E
         {"queue": odd},
         {"type": odd, "payload": odd},
         {"priority": 2**31 - 1},
+        {"timeout_s": math.inf},
     ]
     for fields in given * 3:  # also once it is prepared
         task = r.new(**fields)

@@ -1,11 +1,15 @@
 """The record of who changed what, beside the events of tasks."""
 
+import math
 from typing import Any
 
 from tower import db
 from tower.models import Audit, first_id, new_id
 
 _DAY_S = 86_400.0
+#: Old entries are looked for by ids, which have an index and the clock of the process that made them: no two of a tower are a day apart,
+#: and of so many that come first one is the oldest.
+_FIRST = 100
 
 
 def note(actor: str, action: str, target: str = "", address: str | None = None) -> None:
@@ -21,11 +25,11 @@ def entries(before: str | None, limit: int) -> list[dict[str, Any]]:
 
 def has_older(days: float) -> bool:
     """Whether there are entries from before so many days."""
-    oldest = Audit.select(Audit.at).order_by(Audit.id).limit(1).scalar()
-    return oldest is not None and oldest < db.clock() - days * _DAY_S
+    first = Audit.select(Audit.at).order_by(Audit.id).limit(_FIRST).tuples()
+    return min((at for (at,) in first), default=math.inf) < db.clock() - days * _DAY_S
 
 
 def forget(days: float) -> None:
     """Remove what is older; runs inside `db.unit`."""
     until = db.clock() - days * _DAY_S
-    Audit.delete().where(Audit.id < first_id(until), Audit.at < until).execute()  # found by the index of ids, however many there are
+    Audit.delete().where(Audit.id < first_id(until + _DAY_S), Audit.at < until).execute()

@@ -286,9 +286,12 @@ def clock() -> float:
 def rows(statement: str, values: Sequence[Any] = (), *, in_order: bool = False) -> list[dict[str, Any]]:
     """Run a statement written by hand, with a question mark for each value, {now} and {moment} for what they return; return its rows.
 
-    Of one that takes the first of an order, the order is that of an index, and what comes later is not even read.
+    In order, one that takes the first of an order goes along an index that has it, and what comes later is not even read.
     """
-    cursor = database.obj.run(_spelled(statement), values, in_order=in_order)
+    return _dicts(database.obj.run(_spelled(statement), values, in_order=in_order))
+
+
+def _dicts(cursor: Any) -> list[dict[str, Any]]:
     if cursor.description is None:
         return []
     names = [column[0] for column in cursor.description]
@@ -305,9 +308,9 @@ def _with_times(statement: str, now: str, moment: str) -> str:
 
 
 def first(query: peewee.Query) -> list[dict[str, Any]]:
-    """Run a SELECT built by Peewee that takes the first of an order, as `rows` does."""
+    """Run a SELECT built by Peewee that takes the first of an order, as `rows` does in order; it is planned each time, for its values."""
     statement, values = query.sql()
-    return rows(statement.replace("%s", "?"), values, in_order=True)
+    return _dicts(database.execute_sql(database.obj.in_order(statement), values))
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:

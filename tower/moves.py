@@ -6,6 +6,7 @@ and in Postgres as one statement each, which is a transaction by itself. In SQLi
 
 import json
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -181,7 +182,7 @@ def _shaped(given: Sequence[str], shared: dict[str, str]) -> _Shape:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and bool(_PLAIN.fullmatch(value)))
+    return bool(_PLAIN.fullmatch(value)) if isinstance(value, str) else value is not None and math.isfinite(value)
 
 
 @lru_cache

@@ -46,8 +46,10 @@ def broken(within: Filter, since: float) -> list[str]:
 
 def waiting(within: Filter) -> list[str]:
     """Return the ids of up to MOST tasks that are next in the queue, and then of those whose time comes next."""
+    if within != Filter():  # by what it is narrowed to, few may be found where many wait
+        return [*_ids(within, Task.rank, Task.id, only=(in_line(),)), *_ids(within, Task.ready_at, Task.id, only=(not_yet(),))][:MOST]
     lines = ((in_line(), Task.rank), (not_yet(), Task.ready_at))
-    found = [db.first(_chosen(within, only).order_by(order, Task.id).limit(MOST)) for only, order in lines]
+    found = [db.first(Task.select(Task.id).where(only).order_by(order, Task.id).limit(MOST)) for only, order in lines]
     return [row["id"] for row in chain.from_iterable(found)][:MOST]
 
 
@@ -56,12 +58,9 @@ def in_flight(within: Filter) -> list[str]:
     return _ids(replace(within, statuses=IN_FLIGHT), Task.dispatched_at, Task.id)
 
 
-def _ids(chosen: Filter, *order: Any) -> list[str]:
-    return [row[0] for row in _chosen(chosen).order_by(*order).limit(MOST).tuples()]
-
-
-def _chosen(within: Filter, *only: Any) -> Any:
-    return Task.select(Task.id).where(*queries.conditions(within), *only)
+def _ids(chosen: Filter, *order: Any, only: Sequence[Any] = ()) -> list[str]:
+    query = Task.select(Task.id).where(*queries.conditions(chosen), *only)
+    return [row[0] for row in query.order_by(*order).limit(MOST).tuples()]
 
 
 def just_ended(within: Filter, limit: int) -> list[str]:
@@ -139,16 +138,15 @@ def _half_hour(number: int, minutes: Sequence[Bucket]) -> Bucket:
 
 
 def _ended(within: Filter, begin: float, end: float, bucket_s: int) -> dict[int, dict[str, int]]:
-    """Return how many tasks of each status ended in each bucket between two times; unless narrowed, the index alone tells."""
+    """Return how many tasks of each status ended in each bucket between two times; each status has an index of its own that tells."""
     counts: dict[int, dict[str, int]] = defaultdict(dict)
     condition, values = _narrowed(within)
-    statuses = ", ".join(f"'{status}'" for status in FINAL)
-    found = db.rows(
-        f"SELECT {_number(bucket_s)} AS bucket, status, COUNT(*) AS count FROM task"
-        f" WHERE status IN ({statuses}) AND finished_at >= ? AND finished_at < ?{condition} GROUP BY 1, 2",
-        [begin, end, *values],
-    )
-    for row in found:
+    each = [
+        f"SELECT {_number(bucket_s)} AS bucket, '{status}' AS status, COUNT(*) AS count FROM task"
+        f" WHERE status = '{status}' AND finished_at >= ? AND finished_at < ?{condition} GROUP BY 1"
+        for status in FINAL
+    ]
+    for row in db.rows(" UNION ALL ".join(each), [begin, end, *values] * len(FINAL)):
         counts[row["bucket"]][row["status"]] = row["count"]
     return counts
 

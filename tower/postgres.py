@@ -24,8 +24,8 @@ _TRUSTED_S = 1.0
 _MOST_PREPARED = 300
 #: A statement with more values is one of a large batch: it is rarely the same again, and its plan takes memory.
 _MOST_VALUES = 250
-#: Sent ahead of a statement that takes the first of an order: where Postgres expects few rows, it may as well read all and sort them, and
-#: would do so with each plan that it kept from then, however many there are by now.
+#: Sent ahead of a statement that takes the first of an order, and true until the end of its transaction: where Postgres expects few rows,
+#: it may as well read all and sort them, and would do so with each plan that it kept from then, however many there are by now.
 _BY_INDEX = "SET LOCAL enable_sort = off; "
 #: How long a connection may take to come, and how long none is tried after one has failed.
 _CONNECT_S, _REST_S = 3.0, 1.0
@@ -152,11 +152,16 @@ class Postgres(PooledPostgresqlDatabase):
             session.ahead = ""
         return bool(unsent)
 
+    def in_order(self, sql: str) -> str:
+        """Return a statement as one whose order is that of an index; see `db.rows`."""
+        return _BY_INDEX + sql
+
     def run(self, statement: str, values: Sequence[Any], *, in_order: bool = False) -> Any:
         """Run a statement with a question mark for each value; see `Session.spell` and, for one that is in order, `db.rows`."""
         session: Session = self.connection()
         try:
-            return self.execute_sql((_BY_INDEX if in_order else "") + session.spell(statement, values), values)
+            spelled = session.spell(statement, values)
+            return self.execute_sql(self.in_order(spelled) if in_order else spelled, values)
         except BaseException:
             session.forget(statement)
             raise

@@ -82,7 +82,7 @@ def outline(task_id: str) -> dict[str, Any]:
 
 
 def some(ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Return these tasks as `task` does, in no order; those that are gone are missing."""
+    """Return these tasks as `outline` does, in no order; those that are gone are missing."""
     named, values = db.among("id", ids)
     rows = db.rows(f"SELECT {_SLIM} FROM task WHERE {named}", values) if ids else []
     _explain_waits(rows)
@@ -280,7 +280,7 @@ def to_trace(ids: Sequence[str]) -> dict[str, Told]:
 
 
 _UNREAD = f"SELECT 1 FROM task_log WHERE task_id = task.id AND task_log.seq > traced_seq LIMIT {_FEW + 1}"
-#: What a folder tells of its task, and what is known of the folder: half of the columns: all would take a sixteenth longer.
+#: What a folder tells of its task, and what is known of the folder; all columns would take a sixteenth longer.
 _TRACED = ", ".join(
     (
         *("id", "type", "title", "payload", "labels", "priority", "timeout_s", "silence_s", "max_attempts", "not_before", "expires_at"),

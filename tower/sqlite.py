@@ -211,8 +211,12 @@ class Sqlite(PooledSqliteDatabase):
                 self._close_raw(pen)
             super().close_idle()
 
+    def in_order(self, sql: str) -> str:
+        """Return a statement as it is: an index that has its order is taken wherever there is one."""
+        return sql
+
     def run(self, statement: str, values: Sequence[Any] = (), *, in_order: bool = False) -> sqlite3.Cursor:
-        """Run a statement, as directly as can be; what has an order is found by an index that has it, wherever there is one."""
+        """Run a statement, as directly as can be; see `in_order`."""
         try:
             session: _Session = self._state.conn
             return session.execute(statement, values)

@@ -345,13 +345,15 @@ def test_a_crowd_behind_full_keys_and_rates_is_not_walked_through(
     monkeypatch.setattr(orchestrator, "PAGE", 5)
     pages, page = [], orchestrator.Walk._page
     monkeypatch.setattr(orchestrator.Walk, "_page", lambda walk: pages.append(1) or page(walk))
-    r.add_worker()
+    r.add_worker(slots=16)
     fill_up()
     insert_crowd(20)
-    free = r.insert()
-    assert dispatcher.run_pass() == 1
-    assert r.row(free)["status"] == DISPATCHED
-    assert len(pages) <= looks
+    for _ in range(4):  # what a connection runs again may be prepared there
+        free = r.insert()
+        pages.clear()
+        assert dispatcher.run_pass() == 1
+        assert r.row(free)["status"] == DISPATCHED
+        assert len(pages) <= looks
 
 
 @pytest.mark.parametrize("seed", range(3))
