@@ -23,7 +23,6 @@ from actors import whole
 from actors.whole import Mark
 from tower import db
 from tower.errors import TowerError
-from tower.host import stand_back
 from tower.settings import Settings, child_environment
 
 #: Folders asked for at once that are worth another process, and the seconds without any after which it ends.
@@ -172,7 +171,6 @@ def main() -> None:
     """Be the scribe: read settings, then task ids, a line each; answer each line with what was made."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    stand_back()
     logging.disable()  # whoever asks meets the same trouble, and says it
     told = json.loads(sys.stdin.buffer.readline() or "{}")
     if not told:

@@ -6,7 +6,6 @@ import signal
 import socket
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,18 +88,10 @@ def boot_id() -> str:
         return f"{hostname()}/{psutil.boot_time():.0f}"
 
 
-def stand_back(nice: int = 0) -> None:
-    """Let other processes go first on a busy machine: by so many steps more than the parent, this thread and what it starts from now on.
-
-    Linux may weigh sessions in place of processes (sched(7), autogroup): one that begins with this process or its parent stands back as
-    well. Nothing on Windows.
-    """
-    if not hasattr(os, "nice"):
-        return
-    reached = os.nice(nice)
-    if reached > 0 and os.getsid(0) in (os.getpid(), os.getppid()):
-        with suppress(OSError):  # it weighs processes, or this was said a moment ago
-            Path("/proc/self/autogroup").write_text(str(reached))
+def stand_back(nice: int) -> None:
+    """Let other processes go first on a busy machine: this thread, and whatever it starts from now on. Nothing on Windows."""
+    if hasattr(os, "nice"):
+        os.nice(nice)
 
 
 def group_lives(leader: int) -> bool:

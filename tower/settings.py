@@ -74,7 +74,7 @@ class Settings(BaseSettings):
         ge=0,
         le=19,
         validation_alias="TOWER_WORKER_NICE",
-        description="How far a worker process stands back for other processes on a busy machine, as `nice` counts: 0 to 19.",
+        description="How far a worker process stands back for others of its session on a busy machine, as `nice` counts: 0 to 19.",
     )
     lease_s: float = Field(
         30.0,

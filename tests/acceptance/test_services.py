@@ -59,12 +59,7 @@ def test_a_worker_stands_back_for_the_server(stack: Stack, nice: int | None) -> 
     assert stack.wait(task_id)["status"] == "succeeded"
     expected = min(19, int(server.nice() or 0) + (5 if nice is None else nice))
     assert f"] {expected}\n" in (stack.folder / "logs" / task_id / "log.txt").read_text()
-    workers = [process.pid for process in worker.children(recursive=True) if process.nice() == expected]
-    assert workers
-    of_session = Path(f"/proc/{workers[0]}/autogroup")
-    if of_session.exists():  # in containers of some kinds there is none
-        assert of_session.read_text().split()[-1] == str(expected)
-        assert Path(f"/proc/{server.pid}/autogroup").read_text().split()[-1] == "0"
+    assert expected in [process.nice() for process in worker.children(recursive=True)]
 
 
 def test_a_worker_that_is_killed_loses_nothing(stack: Stack) -> None:
