@@ -286,7 +286,7 @@ def clock() -> float:
 def rows(statement: str, values: Sequence[Any] = (), *, in_order: bool = False) -> list[dict[str, Any]]:
     """Run a statement written by hand, with a question mark for each value, {now} and {moment} for what they return; return its rows.
 
-    In order, one that takes the first of an order goes along an index that has it, and what comes later is not even read.
+    With `in_order` one that takes the first of an order goes along an index that has it, and what comes later is not even read.
     """
     return _dicts(database.obj.run(_spelled(statement), values, in_order=in_order))
 
@@ -308,13 +308,13 @@ def _with_times(statement: str, now: str, moment: str) -> str:
 
 
 def first(query: peewee.Query) -> list[dict[str, Any]]:
-    """Run a SELECT built by Peewee that takes the first of an order, as `rows` does in order; it is planned each time, for its values."""
+    """Run a SELECT built by Peewee as `rows` does with `in_order`; it is planned each time, for its values."""
     statement, values = query.sql()
     return _dicts(database.execute_sql(database.obj.in_order(statement), values))
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:
-    """Run SELECTs without values, each as `rows` does in order; return the database's time, and the rows of each.
+    """Run SELECTs without values, as `rows` does with `in_order`; return the database's time, and the rows of each.
 
     From Postgres they come with one answer.
     """
