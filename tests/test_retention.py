@@ -19,11 +19,13 @@ from tower.models import (
     FINAL,
     SUCCEEDED,
     TIMED_OUT,
+    Audit,
     Task,
     TaskArtifact,
     TaskEvent,
     TaskLabel,
     TaskLog,
+    first_id,
     new_id,
 )
 from tower.retention import Retention
@@ -234,3 +236,15 @@ def test_a_late_trace_message_brings_no_folder_back(rows: Settings) -> None:
     Retention(rows).step()
     Tracer(rows).trace(task_id)
     assert traces_of(rows, task_id) == []
+
+
+def test_old_entries_of_the_record_go_though_a_clock_was_behind(rows: Settings) -> None:
+    """Ids have the clock of whoever made them; what is kept goes by that of the database."""
+    made = {"recent, from a clock that was behind": (400, 1), "old": (200, 200), "old, within a day": (90.5, 91), "recent": (1, 1)}
+    for action, (id_days, days) in made.items():
+        new = first_id(db.read(db.clock) - id_days * DAY_S)
+        entry = Audit.insert(id=new, at=db.now() - days * DAY_S, actor="somebody", action=action, target="", address=None)
+        db.unit(entry.execute)
+    Retention(rows.model_copy(update={"keep_audit_days": 90.0})).step()
+    kept = {row[0] for row in db.read(lambda: list(Audit.select(Audit.action).tuples()))}
+    assert kept == {"recent, from a clock that was behind", "recent"}
