@@ -5,6 +5,7 @@ Postgres plans statements while the tables are empty, and keeps the plans; SQLit
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tower.settings import Settings
 _HISTORY = 3000
 _COPY = """
 WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {count})
-INSERT INTO task ({columns}) SELECT {values} FROM task, number WHERE task.id = '{id}'
+INSERT INTO {table} ({columns}) SELECT {values} FROM {table}, number WHERE {which}
 """
 
 
@@ -43,7 +44,11 @@ def _copy(model: str, count: int = _HISTORY) -> None:
     names = [field.column_name for field in Task._meta.sorted_fields]
     differ = {"id": "id || n", "rank": "rank + n"}
     values = ", ".join(differ.get(name, name) for name in names)
-    db.unit(lambda: db.database.execute_sql(_COPY.format(columns=", ".join(names), values=values, count=count, id=model)))
+    db.unit(
+        lambda: db.database.execute_sql(
+            _COPY.format(table="task", columns=", ".join(names), values=values, count=count, which=f"id = '{model}'")
+        )
+    )
 
 
 def _read_so_far() -> int:
@@ -218,15 +223,11 @@ def test_what_is_old_is_looked_for_without_going_over_what_is_not(read_so_far: C
     db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED), new_id()))
     _copy(claim.id)
     db.unit(lambda: audit.note("somebody", "cancel"))
-    for table, columns, changed in (
-        ("task_start", "rate_key, at, task_id", "task_id || n"),
-        ("audit", "at, actor, action, target, id", "id || n"),
-    ):
-        if table == "task_start":
-            db.unit(lambda: TaskStart.insert(rate_key="k", at=db.now(), task_id="t").execute())
-        copied = f"SELECT {columns.rpartition(', ')[0]}, {changed} FROM {table}, number"
-        numbers = f"WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {_HISTORY})"
-        db.unit(lambda: db.database.execute_sql(f"{numbers} INSERT INTO {table} ({columns}) {copied}"))  # noqa: B023  # run at once
+    db.unit(lambda: TaskStart.insert(rate_key="k", at=db.now(), task_id="t").execute())
+    for table, same, own in (("task_start", "rate_key, at", "task_id"), ("audit", "at, actor, action, target", "id")):
+        values = f"{same}, {own} || n"
+        copy = _COPY.format(table=table, columns=f"{same}, {own}", values=values, count=_HISTORY, which="true")
+        db.unit(partial(db.database.execute_sql, copy))
     before = read_so_far()
     assert not due.look().old_starts
     assert not Retention(Settings(trace_dir=tmp_path / "traces")).step()

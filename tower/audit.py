@@ -4,11 +4,10 @@ import math
 from typing import Any
 
 from tower import db
-from tower.models import Audit, first_id, new_id
+from tower.models import CLOCKS_DIFFER_S, Audit, first_id, new_id
 
 _DAY_S = 86_400.0
-#: Old entries are looked for by ids, which have an index and the clock of the process that made them: no two of a tower are a day apart,
-#: and of so many that come first one is the oldest.
+#: Old entries are looked for by their ids, which have an index: of so many that come first one is the oldest.
 _FIRST = 100
 
 
@@ -32,4 +31,4 @@ def has_older(days: float) -> bool:
 def forget(days: float) -> None:
     """Remove what is older; runs inside `db.unit`."""
     until = db.clock() - days * _DAY_S
-    Audit.delete().where(Audit.id < first_id(until + _DAY_S), Audit.at < until).execute()
+    Audit.delete().where(Audit.id < first_id(until + CLOCKS_DIFFER_S), Audit.at < until).execute()

@@ -43,6 +43,10 @@ def new_token() -> int:
     return _chance.getrandbits(62)
 
 
+#: Ids have the clock of the process that made them, times that of the database: no two of a tower are further apart than this.
+CLOCKS_DIFFER_S = 86_400.0
+
+
 def first_id(at: float) -> str:
     """Return what sorts before every id made at this time, in seconds since 1970, or later."""
     milliseconds = min(max(int(at * 1000), 0), (1 << 48) - 1)

@@ -148,7 +148,7 @@ def _new(tasks: Sequence[Row], first: str = "") -> tuple[str, str, Sequence[Any]
         names, taken, asked = _shape(tasks[0], given)
         return names, f"VALUES ({first}{taken})", [tasks[0][name] for name in asked]
     source, values = db.listed([[task[name] for name in given] for task in tasks])
-    names, taken = _taken(given, tuple(f"column{number}" for number, _ in enumerate(given, 1)))
+    names, taken = _listed(given)
     return names, f"SELECT {first}{taken} FROM {source} WHERE true", values
 
 
@@ -175,7 +175,7 @@ def _general(given: Sequence[str]) -> _Shape:
 
 
 def _shaped(given: Sequence[str], shared: dict[str, str]) -> _Shape:
-    names, taken = _taken(given, tuple(shared.get(name, "?") for name in given))
+    names, taken = _taken(given, [shared.get(name, "?") for name in given])
     # Some are asked for more than once.
     asked = [*given, *(name for made in _MADE.values() for _, name, _, _ in Formatter().parse(made) if name and name in given)]
     return names, taken, [name for name in asked if name not in shared]
@@ -186,6 +186,10 @@ def _is_plain(value: Any) -> bool:
 
 
 @lru_cache
+def _listed(given: Sequence[str]) -> tuple[str, str]:
+    return _taken(given, [f"column{number}" for number, _ in enumerate(given, 1)])
+
+
 def _taken(given: Sequence[str], places: Sequence[str]) -> tuple[str, str]:
     """Return the columns of a new task, and what stands in them, if the values given for some stand in these places."""
     typed = {name: f"CAST({place} AS {_GIVEN[name]})" for name, place in zip(given, places, strict=True)}

@@ -12,6 +12,7 @@ from tower import db, load
 from tower.decision import obstacle
 from tower.errors import NotFound
 from tower.models import (
+    CLOCKS_DIFFER_S,
     DISPATCHED,
     FINAL,
     IN_FLIGHT,
@@ -31,9 +32,6 @@ from tower.models import (
 #: The columns of a list: everything but the texts that may be large.
 SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
 _SLIM = ", ".join(field.column_name for field in SLIM)
-
-#: Ids have the clock of the process that made them, times that of the database: no two of a tower are further apart than this.
-_CLOCKS_DIFFER_S = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -134,9 +132,9 @@ def conditions(chosen: Filter) -> list[Any]:
     if chosen.correlation_id:
         found.append(Task.correlation_id == chosen.correlation_id)
     if chosen.created_after is not None:
-        found += [Task.created_at >= chosen.created_after, Task.id >= first_id(chosen.created_after - _CLOCKS_DIFFER_S)]
+        found += [Task.created_at >= chosen.created_after, Task.id >= first_id(chosen.created_after - CLOCKS_DIFFER_S)]
     if chosen.created_before is not None:
-        found += [Task.created_at < chosen.created_before, Task.id < first_id(chosen.created_before + _CLOCKS_DIFFER_S)]
+        found += [Task.created_at < chosen.created_before, Task.id < first_id(chosen.created_before + CLOCKS_DIFFER_S)]
     if chosen.worker_id:
         found.append(Task.worker_id == chosen.worker_id)
     if chosen.not_older_than:

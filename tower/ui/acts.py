@@ -89,7 +89,7 @@ def _fitting(visit: Visit, what: str, picked: list[str]) -> Changed:
 
 
 def _some(visit: Visit, ids: list[str]) -> list[dict[str, Any]]:
-    return db.read(lambda: [told(row) for row in queries.slim(Task.select(*queries.SLIM).where(Task.id << ids).order_by(Task.id))])
+    return [told(row) for row in sorted(db.read(lambda: queries.some(ids)), key=lambda row: str(row["id"]))]
 
 
 def _one(visit: Visit, what: str, task_id: str) -> bool:
