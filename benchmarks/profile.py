@@ -12,6 +12,7 @@ from typing import Any
 
 from actors import handling
 from actors.attempt import Attempt
+from actors.desk import Desk
 from actors.orchestrator import Dispatcher
 from actors.runner import Runner
 from actors.trace import Tracer
@@ -27,7 +28,7 @@ _STEPS: tuple[tuple[Any, str, str], ...] = (
     (EnhancedOrchestrator, "_checked", "check the request"),
     (EnhancedOrchestrator, "_enter", "insert"),
     (Dispatcher, "run_pass", "decide and dispatch"),
-    (Runner, "_write", "claim and finish"),
+    (Desk, "_write", "claim and finish"),
     (Runner, "_run", "the attempt around the handler"),
     (handling, "perform", "check the payload and call the handler"),
     (Attempt, "log", "lines of the log"),

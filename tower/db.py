@@ -1,5 +1,6 @@
 """DATABASE_URL to database: the one place that knows which it is, and how to outlive its failures."""
 
+import asyncio
 import itertools
 import logging
 import random
@@ -153,17 +154,25 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
-def can_send() -> bool:
-    """Whether `send` can be done now by the event loop that runs."""
-    return is_postgres() and bool(database.obj.in_loop.is_free)
+def can_send(count: int) -> bool:
+    """Whether so many rows can be sent now by the event loop that runs, see `send`.
+
+    SQLite works in the thread that calls it, so there it is one at most: who comes while the loop is busy with that goes to a thread,
+    together with the others.
+    """
+    return bool(database.obj.in_loop.is_free) if is_postgres() else count == 1 and _file.is_quick
 
 
 def send(statement: str, values: Sequence[Any], then: Then) -> bool:
     """Run a statement that is a transaction by itself without a thread, for the event loop that runs; see `LoopConnection.run`.
 
-    Returns False if that cannot be done; it never can with SQLite, which works in the thread that calls it. Then, and if `then` gets an
-    error, it has to be done by `unit`.
+    Returns False if that cannot be done. Then, and if `then` gets an error, it has to be done by `unit`.
     """
+    if not is_postgres():
+        if not _written_here(statement, values):
+            return False
+        asyncio.get_running_loop().call_soon(then, None)  # later, as by Postgres: whoever comes until then goes together
+        return True
 
     def done(error: Exception | None) -> None:
         if error is None:
@@ -171,6 +180,27 @@ def send(statement: str, values: Sequence[Any], then: Then) -> bool:
         then(error)
 
     return bool(database.obj.in_loop.run(_spelled(statement), values, done))
+
+
+def _written_here(statement: str, values: Sequence[Any]) -> bool:
+    """Run a statement on SQLite and wait until the disk has it, and for nobody else; return whether that was done."""
+    if not _writer.acquire(blocking=False):
+        return False
+    try:
+        if not database.obj.is_closed():  # something is under way in this thread
+            return False
+        with _connected(writing=True), database.obj.scope(is_one_statement=True, waits=True, has_time=False):
+            rows(statement, values)
+    except (peewee.PeeweeException, MaxConnectionsExceeded):  # a thread meets the same, has patience, and says what it means
+        return False
+    finally:
+        _writer.release()
+    try:
+        _settle(None, is_promise=True)
+    except peewee.PeeweeException:
+        return False
+    trouble.end(writing=True)
+    return True
 
 
 def _patiently(

@@ -126,7 +126,7 @@ def enter(tasks: Sequence[NewTask]) -> None:
 
 def can_send(tasks: Sequence[NewTask]) -> bool:
     """Whether these tasks can be sent now, and are no more than what an event loop may be busy with."""
-    return db.can_send() and is_one_entry(tasks) and sum(len(task.payload) for task in tasks) <= _MOST_SENT
+    return db.can_send(len(tasks)) and is_one_entry(tasks) and sum(len(task.payload) for task in tasks) <= _MOST_SENT
 
 
 def send(tasks: Sequence[NewTask], then: db.Then) -> bool:

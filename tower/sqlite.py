@@ -1,8 +1,10 @@
 """SQLite as the tower uses it: one connection writes, and what was promised waits for the disk without holding up others."""
 
+import math
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,13 +17,18 @@ from playhouse.pool import PooledSqliteDatabase
 _sync = getattr(os, "fdatasync", os.fsync)
 #: Pages of the log, of 4 kB, after which a writer brings them into the file: it waits for the disk twice, and others for it.
 _CHECKPOINT_PAGES = 8000
+#: How long a writer waits for one in another process.
+_WAIT_MS = 5000
+#: A disk is quick while it was waited for no longer than this lately, on average, and how much the last time counts beside those before.
+_QUICK_S, _WEIGHT = 0.002, 0.2
 
 
 class _Session(sqlite3.Connection):
-    """A connection, whether it is the one for writing, and whether its commits wait for the disk."""
+    """A connection: whether it is the one for writing, whether its commits wait for the disk, and whether they may take their time."""
 
     is_pen = False
     waits = True
+    has_time = True
 
 
 class File:
@@ -42,7 +49,14 @@ class File:
         self._may_be_another = False
         #: How often the disk was waited for: begun, and the number of the last that ended well.
         self._begun = self._ended = 0
+        #: How long that took lately; nothing is known of it at first.
+        self._took_s = math.inf
         self._lock = threading.Lock()
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether the disk takes so little time that even an event loop can wait for it."""
+        return self._took_s < _QUICK_S
 
     def check(self) -> None:
         """Raise OperationalError if it is another file now, or none."""
@@ -77,11 +91,17 @@ class File:
                 raise peewee.OperationalError(f"the log cannot be opened: {error.strerror}") from error
             try:
                 if log is not None:
-                    _sync(log)
+                    self._wait_for(log)
             except OSError as error:
                 self.has_failed = True
                 raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
             self._ended = self._begun
+
+    def _wait_for(self, log: int) -> None:
+        began = time.monotonic()
+        _sync(log)
+        took_s = time.monotonic() - began
+        self._took_s = took_s if self._took_s == math.inf else self._took_s + _WEIGHT * (took_s - self._took_s)
 
     def _open_log(self) -> int | None:
         """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file."""
@@ -138,7 +158,7 @@ class Sqlite(PooledSqliteDatabase):
                 "journal_mode": "wal",
                 "synchronous": 2,
                 "foreign_keys": 1,
-                "busy_timeout": 5000,
+                "busy_timeout": _WAIT_MS,
                 "wal_autocheckpoint": _CHECKPOINT_PAGES,
             },
             # A transaction that reads first could otherwise not upgrade its lock, whatever the timeout.
@@ -170,15 +190,21 @@ class Sqlite(PooledSqliteDatabase):
                 self._pool_available.notify()
             session.is_pen = True
 
-    def scope(self, *, is_one_statement: bool, waits: bool) -> AbstractContextManager[object]:
+    def scope(self, *, is_one_statement: bool, waits: bool, has_time: bool = True) -> AbstractContextManager[object]:
         """Let what is done meanwhile be a transaction, or a part of the one that there is.
 
-        No commit waits for the disk; whoever has promised something does so after it, see `File.settle`.
+        No commit waits for the disk; whoever has promised something does so after it, see `File.settle`. Without time it waits for nobody
+        in another process, and leaves it to others to bring the log into the file.
         """
         session: _Session = self._state.conn
-        if session.waits and not self.in_transaction():
-            self.run("PRAGMA synchronous = NORMAL")
-            session.waits = False
+        if not self.in_transaction():
+            if session.waits:
+                self.run("PRAGMA synchronous = NORMAL")
+                session.waits = False
+            if session.has_time != has_time:
+                self.run(f"PRAGMA busy_timeout = {_WAIT_MS if has_time else 0}")
+                self.run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if has_time else 0}")
+                session.has_time = has_time
         return nullcontext() if is_one_statement else self.atomic()
 
     def _add_conn_hooks(self, conn: _Session) -> None:
