@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -187,7 +187,7 @@ def _written_here(statement: str, values: Sequence[Any]) -> bool:
     if not _writer.acquire(blocking=False):
         return False
     try:
-        if not database.obj.is_closed():  # something is under way in this thread
+        if not (database.obj.has_pen and database.obj.is_closed()):  # it would have to be opened, or something is under way in this thread
             return False
         with _connected(writing=True), database.obj.scope(is_one_statement=True, waits=True, has_time=False):
             rows(statement, values)
@@ -195,12 +195,11 @@ def _written_here(statement: str, values: Sequence[Any]) -> bool:
         return False
     finally:
         _writer.release()
-    try:
-        _settle(None, is_promise=True)
-    except peewee.PeeweeException:
-        return False
-    trouble.end(writing=True)
-    return True
+    with suppress(peewee.OperationalError):
+        _file.settle()
+        trouble.end(writing=True)
+        return True
+    return False
 
 
 def _patiently(

@@ -49,14 +49,14 @@ class File:
         self._may_be_another = False
         #: How often the disk was waited for: begun, and the number of the last that ended well.
         self._begun = self._ended = 0
-        #: How long that took lately; nothing is known of it at first.
-        self._took_s = math.inf
+        #: How long that took lately, of which nothing is known at first, and since when it is waited for now.
+        self._took_s, self._since = math.inf, math.inf
         self._lock = threading.Lock()
 
     @property
     def is_quick(self) -> bool:
-        """Whether the disk takes so little time that even an event loop can wait for it."""
-        return self._took_s < _QUICK_S
+        """Whether the disk takes what it gets, and so soon that even an event loop can wait for it."""
+        return not self.has_failed and max(self._took_s, time.monotonic() - self._since) < _QUICK_S
 
     def check(self) -> None:
         """Raise OperationalError if it is another file now, or none."""
@@ -98,8 +98,11 @@ class File:
             self._ended = self._begun
 
     def _wait_for(self, log: int) -> None:
-        began = time.monotonic()
-        _sync(log)
+        began = self._since = time.monotonic()
+        try:
+            _sync(log)
+        finally:
+            self._since = math.inf
         took_s = time.monotonic() - began
         self._took_s = took_s if self._took_s == math.inf else self._took_s + _WEIGHT * (took_s - self._took_s)
 
@@ -172,6 +175,11 @@ class Sqlite(PooledSqliteDatabase):
         self._file = file
         #: The connection for writing, while nobody uses it. Threads write one by one, so whoever writes finds it here.
         self._pen: _Session | None = None
+
+    @property
+    def has_pen(self) -> bool:
+        """Whether the connection for writing is there to be taken."""
+        return self._pen is not None
 
     def take(self, *, writing: bool) -> None:
         """Take a connection for this thread, to be given back by `close`."""

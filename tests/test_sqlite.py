@@ -1,0 +1,246 @@
+"""What is special about SQLite: an event loop takes a task in by itself, if nobody and nothing has to be waited for."""
+
+import asyncio
+import errno
+import os
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from actors.handlers import load as load_handlers
+from tests import rows as r
+from tower import db
+from tower import sqlite as module
+from tower.models import QUEUED, Task
+from tower.orchestrator import EnhancedOrchestrator
+from tower.settings import Settings
+from tower.spec import TaskSpec
+
+#: What names a task, or tells when it came.
+_OWN = ("id", "correlation_id", "rank", "created_at", "queued_at", "updated_at", "trace_due_at", "nudge_at")
+
+
+class Engine:
+    """An orchestrator on SQLite, which requests it did in its thread, and in which threads the disk was waited for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.path = settings.database_url.removeprefix("sqlite:///")
+        self.orchestrator = EnhancedOrchestrator(settings, load_handlers(), r.Nudges())  # type: ignore[arg-type]
+        self.in_thread = list[str]()
+        self.waited = list[threading.Thread]()
+        #: The time by which the disk is measured, how long it takes, and what goes wrong there the next time.
+        self.now, self.takes_s, self.error = 0.0, 0.0, 0
+        #: Whether it answers.
+        self.answers = threading.Event()
+        self.answers.set()
+        work = self.orchestrator._gathering._work
+
+        def noted(requests: list[Any]) -> list[None]:
+            self.in_thread += [task.id for request in requests for task in request]
+            return work(requests)
+
+        self.orchestrator._gathering._work = noted
+
+    def sync(self, file: int) -> None:
+        """Stand for the disk."""
+        self.waited.append(threading.current_thread())
+        self.now += self.takes_s
+        assert self.answers.wait(20)
+        error, self.error = self.error, 0
+        if error:
+            raise OSError(error, os.strerror(error))
+
+    async def enqueue(self, **more: Any) -> str:
+        return await self.orchestrator.enqueue(TaskSpec(type="echo", payload={"text": "x"}, **more))
+
+
+@pytest.fixture
+def engine(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """On a file that has been written to, and a disk that takes no time."""
+    db.open_database(sqlite_settings)
+    made = Engine(sqlite_settings)
+    monkeypatch.setattr(module, "_sync", made.sync)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: made.now))
+    db.migrate()
+    made.waited.clear()
+    yield made
+    db.close_database()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    """Run coroutines in a loop of their own; what none of them has handled fails the test."""
+    wrong = list[dict[str, Any]]()
+
+    async def watched() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        await work()
+
+    asyncio.run(watched())
+    assert wrong == []
+
+
+def _is_there_once(task_id: str) -> bool:
+    return (r.row(task_id)["status"], r.kinds(task_id)) == (QUEUED, ["queued"])
+
+
+def test_a_task_is_the_same_whether_the_loop_or_a_thread_has_written_it(engine: Engine) -> None:
+    """Its row and its first event; and the disk is waited for each time."""
+
+    async def work() -> None:
+        ids = [await engine.enqueue(priority=3) for _ in range(3)]
+        assert engine.waited == [threading.main_thread()] * 3
+        ids += await asyncio.gather(*(engine.enqueue(priority=3) for _ in range(20)))
+        assert engine.in_thread == ids[4:]
+        assert len(engine.waited) == 5
+
+        found = [{name: value for name, value in r.row(task_id).items() if name not in _OWN} for task_id in ids]
+        assert found == [found[0]] * len(ids)
+        assert all(r.kinds(task_id) == ["queued"] for task_id in ids)
+
+    run(work)
+
+
+def test_others_have_their_turn_between_tasks_that_the_loop_writes(engine: Engine) -> None:
+    """Whoever asks for one after the other does not keep the loop for himself."""
+
+    async def work() -> None:
+        turns = asyncio.create_task(asyncio.sleep(0))
+        await engine.enqueue()
+        assert turns.done()
+        assert engine.in_thread == []
+
+    run(work)
+
+
+def test_a_disk_that_is_slow_holds_no_loop_up(engine: Engine) -> None:
+    """But the first who meets it; and once it is quick again for a while, the loop waits for it as before."""
+
+    async def work() -> None:
+        engine.takes_s = 0.02
+        await engine.enqueue()
+        ids = [await engine.enqueue() for _ in range(3)]
+        assert engine.in_thread == ids
+        engine.takes_s = 0.0
+        async with asyncio.timeout(20):
+            while (await engine.enqueue()) in engine.in_thread:
+                pass
+
+    run(work)
+
+
+def test_a_disk_that_hangs_is_known_as_slow_before_it_answers(engine: Engine) -> None:
+    """A thread waits for it; the loop goes on."""
+
+    async def work() -> None:
+        await engine.enqueue()
+        engine.answers.clear()
+        hanging = threading.Thread(target=r.insert)
+        hanging.start()
+        async with asyncio.timeout(20):
+            while len(engine.waited) < 2:
+                await asyncio.sleep(0.01)
+        engine.now += 1.0
+        asked = asyncio.create_task(engine.enqueue())
+        async with asyncio.timeout(20):
+            while not engine.in_thread:
+                await asyncio.sleep(0.01)
+        engine.answers.set()
+        assert engine.in_thread == [await asked]
+        await asyncio.to_thread(hanging.join)
+
+    run(work)
+
+
+def test_a_writer_in_another_process_is_waited_for_in_a_thread(engine: Engine) -> None:
+    """With the patience that the loop does not have."""
+
+    async def work() -> None:
+        await engine.enqueue()
+        with closing(sqlite3.connect(engine.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            asked = asyncio.create_task(engine.enqueue())
+            async with asyncio.timeout(2):
+                while not engine.in_thread:
+                    await asyncio.sleep(0.01)
+            other.execute("ROLLBACK")
+            assert engine.in_thread == [await asked]
+        assert _is_there_once(await asked)
+
+    run(work)
+
+
+def test_a_writer_of_this_process_is_waited_for_in_a_thread(engine: Engine) -> None:
+    """It has the connection for writing in hand."""
+
+    async def work() -> None:
+        inside, go_on = threading.Event(), threading.Event()
+        writer = threading.Thread(target=lambda: db.unit(lambda: (inside.set(), go_on.wait(20))))
+        writer.start()
+        await asyncio.to_thread(inside.wait, 20)
+        asked = asyncio.create_task(engine.enqueue())
+        async with asyncio.timeout(20):
+            while not engine.in_thread:
+                await asyncio.sleep(0.01)
+        go_on.set()
+        assert engine.in_thread == [await asked]
+        await asyncio.to_thread(writer.join)
+
+    run(work)
+
+
+def test_a_task_that_the_disk_did_not_take_is_brought_there_by_a_thread(engine: Engine) -> None:
+    """It is entered once, and promised only when the file has it."""
+
+    async def work() -> None:
+        await engine.enqueue()
+        engine.error = errno.EIO
+        task_id = await engine.enqueue()
+        assert engine.in_thread == [task_id]
+        assert _is_there_once(task_id)
+        assert os.stat(f"{engine.path}-wal").st_size == 0
+
+    run(work)
+
+
+def test_a_file_that_is_gone_is_told_of_as_always(engine: Engine) -> None:
+    """The loop writes nothing into nowhere."""
+
+    async def work() -> None:
+        await engine.enqueue()
+        os.rename(engine.path, f"{engine.path}.away")
+        asked = asyncio.create_task(engine.enqueue())
+        async with asyncio.timeout(20):
+            while not engine.in_thread:
+                await asyncio.sleep(0.01)
+        assert not os.path.exists(engine.path)
+        os.rename(f"{engine.path}.away", engine.path)
+        assert _is_there_once(await asked)
+
+    run(work)
+
+
+def test_the_loop_leaves_it_to_others_to_bring_the_log_into_the_file(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That waits for the disk for long. And whoever has time has it again after a turn of the loop."""
+    monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 1)
+    asked = ("busy_timeout", "wal_autocheckpoint")
+
+    def pragmas() -> list[int]:
+        pen = db.database.obj._pen
+        return [pen.execute(f"PRAGMA {name}").fetchone()[0] for name in asked]
+
+    async def work() -> None:
+        before = os.stat(engine.path).st_size
+        for _ in range(20):
+            await engine.enqueue()
+        assert (engine.in_thread, os.stat(engine.path).st_size) == ([], before)
+        assert pragmas() == [0, 0]
+        db.unit(lambda: Task.update(title="a").execute())
+        assert os.stat(engine.path).st_size > before
+        assert pragmas() == [module._WAIT_MS, 1]
+
+    run(work)
