@@ -538,10 +538,10 @@ def test_a_second_loop_leaves_the_connection_to_the_first(engine: Engine) -> Non
         line, other = db.database.obj.in_loop._line, list[bool]()
 
         async def ask() -> None:
-            other.append(db.can_send(1))
+            other.append(db.can_send(is_alone=True))
 
         await asyncio.to_thread(lambda: asyncio.run(ask()))
-        assert (other, db.can_send(1), db.database.obj.in_loop._line) == ([False], True, line)
+        assert (other, db.can_send(is_alone=True), db.database.obj.in_loop._line) == ([False], True, line)
 
     run(work)
 

@@ -154,13 +154,12 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
-def can_send(count: int) -> bool:
-    """Whether so many rows can be sent now by the event loop that runs, see `send`.
+def can_send(*, is_alone: bool) -> bool:
+    """Whether `send` can be done now by the event loop that runs, for one who comes alone or for several.
 
-    SQLite works in the thread that calls it, so there it is one at most: who comes while the loop is busy with that goes to a thread,
-    together with the others.
+    SQLite works in the thread that calls it: while the loop is busy with one, others cannot even come, and do better in a thread, together.
     """
-    return bool(database.obj.in_loop.is_free) if is_postgres() else count == 1 and _file.is_quick
+    return bool(database.obj.in_loop.is_free) if is_postgres() else is_alone and _file.is_quick
 
 
 def send(statement: str, values: Sequence[Any], then: Then) -> bool:
@@ -171,7 +170,8 @@ def send(statement: str, values: Sequence[Any], then: Then) -> bool:
     if not is_postgres():
         if not _written_here(statement, values):
             return False
-        asyncio.get_running_loop().call_soon(then, None)  # later, as by Postgres: whoever comes until then goes together
+        loop = asyncio.get_running_loop()
+        loop.call_soon(loop.call_soon, then, None)  # whoever has come while the loop was busy comes before that, and is seen
         return True
 
     def done(error: Exception | None) -> None:

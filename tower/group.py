@@ -13,6 +13,9 @@ from typing import Generic, TypeVar
 
 from tower.errors import Unavailable
 
+#: So many who came one by one are most likely one and the same, who waits for each answer before he asks again.
+_ALONE = 20
+
 _log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
@@ -104,11 +107,18 @@ class Gathering(Generic[Item, Result]):
         #: The loop whose coroutines wait, whether somebody works for it, what was sent, and the future of whoever waits for its end.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_busy = False
+        #: How many times in a row only one was served.
+        self._alone = 0
         self._sent: _Served[Item, Result] | None = None
         self._ended: asyncio.Future[None] | None = None
         #: What the thread has to do; None ends it, and it has one of its own.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether whoever is served now has nobody beside him, as far as can be told from those before."""
+        return self._alone >= _ALONE
 
     async def do(self, item: Item) -> Result:
         """Return the result for this item; raise what `work` raises for it. Whoever is cancelled before his turn is left out."""
@@ -156,7 +166,7 @@ class Gathering(Generic[Item, Result]):
         self._is_busy = bool(served)
         if not served:
             return
-        self._sent = served
+        self._sent, self._alone = served, self._alone + 1 if len(served) == 1 else 0
         try:
             is_sent = self._send([item for item, _ in served], partial(self._take_back, loop, served))
         except Exception:  # a mistake of ours: the thread does the same another way, and would not tell

@@ -124,9 +124,9 @@ def enter(tasks: Sequence[NewTask]) -> None:
     _label(tasks)
 
 
-def can_send(tasks: Sequence[NewTask]) -> bool:
-    """Whether these tasks can be sent now, and are no more than what an event loop may be busy with."""
-    return db.can_send(len(tasks)) and is_one_entry(tasks) and sum(len(task.payload) for task in tasks) <= _MOST_SENT
+def can_send(tasks: Sequence[NewTask], *, is_alone: bool) -> bool:
+    """Whether these tasks can be sent now, and are no more than what an event loop may be busy with; see `db.can_send`."""
+    return db.can_send(is_alone=is_alone) and is_one_entry(tasks) and sum(len(task.payload) for task in tasks) <= _MOST_SENT
 
 
 def send(tasks: Sequence[NewTask], then: db.Then) -> bool:

@@ -171,7 +171,7 @@ class EnhancedOrchestrator:
             told(None if error else [None] * len(requests))
 
         tasks = [task for request in requests for task in request]
-        if not lifecycle.can_send(tasks):
+        if not lifecycle.can_send(tasks, is_alone=self._gathering.is_alone):
             return False
         fault("front.before_insert")
         return lifecycle.send(tasks, sent)
