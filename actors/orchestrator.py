@@ -289,7 +289,7 @@ class Walk:
                 query = query.where(columns[0].is_null() | Tuple(*columns).not_in(ValuesList(sorted(blocked))))
         if self._after:
             query = query.where(Tuple(Task.rank, Task.id) > Tuple(*self._after))
-        return db.first(query.order_by(Task.rank, Task.id).limit(PAGE))
+        return db.ask(*query.order_by(Task.rank, Task.id).limit(PAGE).sql(), in_order=True)
 
     def _learn(self, left: Iterable[Row]) -> None:
         """Note what the tasks that were left wait for: others with the same key and limit need not be looked at."""

@@ -336,10 +336,9 @@ def _with_times(statement: str, now: str, moment: str) -> str:
     return statement.replace("{moment}", moment).replace("{now}", now)
 
 
-def first(query: peewee.Query) -> list[dict[str, Any]]:
-    """Run a SELECT built by Peewee as `rows` does with `in_order`; it is planned each time, for its values."""
-    statement, values = query.sql()
-    return _dicts(database.execute_sql(database.obj.in_order(statement), values))
+def ask(statement: str, values: Sequence[Any], *, in_order: bool = False) -> list[dict[str, Any]]:
+    """Run a SELECT as Peewee has spelled it for this database; it is planned each time, for its values. For `in_order` see `rows`."""
+    return _dicts(database.execute_sql(database.obj.in_order(statement) if in_order else statement, values))
 
 
 def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]]]:

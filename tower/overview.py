@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -18,7 +19,7 @@ SAMPLE = 50
 LABELLED, _MOST_KEPT = 5000, 40
 #: A bucket of the past is kept once no commit can be so late as to add to it.
 _SETTLED_S = 60.0
-MINUTE_S, HALF_HOUR_S = 60, 1800
+MINUTE_S, HALF_HOUR_S, HOUR_S = 60, 1800, 3600
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,41 @@ class Bucket:
 
 
 def broken(within: Filter, since: float) -> list[str]:
-    """Return the ids of up to MOST tasks that did not succeed and that nobody repeated or cancelled, newest first."""
-    chosen = replace(within, created_after=since, retried=False)
+    """Return the ids of up to MOST tasks since the hour of a time that failed or timed out and that nobody repeated, newest first."""
+    chosen = replace(within, created_after=since - since % HOUR_S, retried=False)  # the same question for an hour
     # One status at a time: their ids are in order in the index, and nothing that succeeded is looked at.
-    each = [_ids(replace(chosen, statuses=(status,)), Task.id.desc()) for status in BROKEN if status != CANCELLED]
+    each = [_ids(replace(chosen, statuses=(status,)), "newest") for status in BROKEN if status != CANCELLED]
     return sorted(chain.from_iterable(each), reverse=True)[:MOST]
 
 
 def waiting(within: Filter) -> list[str]:
     """Return the ids of up to MOST tasks that are next in the queue, and then of those whose time comes next."""
-    found = [*_ids(within, Task.rank, Task.id, only=(in_line(),)), *_ids(within, Task.ready_at, Task.id, only=(not_yet(),))]
-    return found[:MOST]
+    return [*_ids(within, "in line"), *_ids(within, "not yet")][:MOST]
 
 
 def in_flight(within: Filter) -> list[str]:
     """Return the ids of up to MOST tasks that workers have, longest first."""
-    return _ids(replace(within, statuses=IN_FLIGHT), Task.dispatched_at, Task.id)
+    return _ids(replace(within, statuses=IN_FLIGHT), "longest")
 
 
-def _ids(chosen: Filter, *order: Any, only: Sequence[Any] = ()) -> list[str]:
-    query = Task.select(Task.id).where(*queries.conditions(chosen), *only).order_by(*order).limit(MOST)
+def _ids(chosen: Filter, line: str) -> list[str]:
+    statement, values = _question(chosen, line, db.is_postgres())
     # An index has the order of a whole line; of one that is narrowed it may have to be read to its end to find few.
-    return [row["id"] for row in (db.first(query) if chosen == Filter() else query.dicts())]
+    return [row["id"] for row in db.ask(statement, values, in_order=chosen == Filter())]
+
+
+@lru_cache(maxsize=100)
+def _question(chosen: Filter, line: str, is_postgres: bool) -> tuple[str, Sequence[Any]]:
+    """Return the SELECT of the first MOST tasks of a line, for this kind of database, and its values; to spell it takes the longest."""
+    order, only = {
+        "newest": ((Task.id.desc(),), ()),
+        "longest": ((Task.dispatched_at, Task.id), ()),
+        "in line": ((Task.rank, Task.id), (in_line(),)),
+        "not yet": ((Task.ready_at, Task.id), (not_yet(),)),
+    }[line]
+    query = Task.select(Task.id).where(*queries.conditions(chosen), *only).order_by(*order).limit(MOST)
+    spelled: tuple[str, Sequence[Any]] = query.sql()
+    return spelled
 
 
 def just_ended(within: Filter, limit: int) -> list[str]:

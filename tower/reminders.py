@@ -91,7 +91,7 @@ def _push_back(due: Any, status: str, limit: int) -> list[Nudge]:
 
 def _among(due: Any) -> Any:
     """Return the condition that a task is one of those a query finds, which is asked first: inside, Postgres may ask it for each task."""
-    return Task.id << [row["id"] for row in db.first(due)]
+    return Task.id << [row["id"] for row in db.ask(*due.sql(), in_order=True)]
 
 
 def due_to_trace(limit: int) -> list[str]:

@@ -261,7 +261,7 @@ def _estimate(row: Row, now: Load, workers: Sequence[Row]) -> Estimate:
 
 def _ready_before(row: Row) -> list[Row]:
     query = Task.select(*load.COLUMNS).where(_before(row)).order_by(Task.rank, Task.id)
-    return list[Row](db.first(query.limit(_PLAYED + 1)))
+    return list[Row](db.ask(*query.limit(_PLAYED + 1).sql(), in_order=True))
 
 
 def _free(row: Row) -> Row:
