@@ -26,6 +26,7 @@ from tower.sweep import Sweep
 #: What is timed, and what it is called; what one calls of another counts for that alone.
 _STEPS: tuple[tuple[Any, str, str], ...] = (
     (EnhancedOrchestrator, "_checked", "check the request"),
+    (EnhancedOrchestrator, "_send", "insert"),
     (EnhancedOrchestrator, "_enter", "insert"),
     (Dispatcher, "run_pass", "decide and dispatch"),
     (Desk, "_write", "claim and finish"),

@@ -26,6 +26,17 @@ def test_a_measure_gives_its_figures(tmp_path: Path, mode: str) -> None:
     assert found[f"many_clients, {mode}"]["requests/s, a bare FastAPI"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["embedded", "services"])
+def test_the_profile_tells_what_each_step_costs(mode: str) -> None:
+    """Whatever the steps are called in the code by now."""
+    command = [sys.executable, "-m", "benchmarks", "profile", "--mode", mode, "--tasks", "64"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    told = {line.split(" | ")[0].removeprefix("| ") for line in done.stdout.splitlines()}
+    assert {"check the request", "insert", "decide and dispatch", "claim and finish", "the folder", "this process in all"} <= told
+
+
 def test_an_unknown_measure_is_refused() -> None:
     """With the names of those that there are."""
     command = [sys.executable, "-m", "benchmarks", "run", "--only", "thruput"]
