@@ -14,7 +14,7 @@ import pytest
 
 from actors.handlers import load as load_handlers
 from tests import rows as r
-from tower import db
+from tower import db, moves
 from tower import sqlite as module
 from tower.models import QUEUED, Task
 from tower.orchestrator import EnhancedOrchestrator
@@ -130,14 +130,14 @@ def test_others_have_their_turn_between_tasks_that_the_loop_writes(engine: Engin
 
 
 def test_a_crowd_is_seen_though_the_loop_was_busy_when_it_came(engine: Engine) -> None:
-    """Who comes by the next turn of the loop goes together with the others, in a thread."""
+    """Who comes in the turn of the loop that comes next goes together with the others, in a thread."""
 
     async def work() -> None:
         await engine.warm()
         loop, asked = asyncio.get_running_loop(), list[asyncio.Task[str]]()
         first = asyncio.create_task(engine.enqueue())
 
-        def come() -> None:  # as by a socket that was readable meanwhile
+        def come() -> None:
             asked.extend(asyncio.create_task(engine.enqueue()) for _ in range(3))
 
         loop.call_soon(come)
@@ -195,11 +195,14 @@ def test_a_writer_in_another_process_is_waited_for_in_a_thread(engine: Engine) -
         await engine.warm()
         with closing(sqlite3.connect(engine.path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
+            pen = db.database.obj._pen
             asked = asyncio.create_task(engine.enqueue())
             async with asyncio.timeout(2):
                 while not engine.in_thread:
                     await asyncio.sleep(0.01)
             other.execute("ROLLBACK")
+            assert await asked
+            assert db.database.obj._pen is pen  # it is as good as before
             assert engine.in_thread == [await asked]
         assert _is_there_once(await asked)
 
@@ -226,13 +229,99 @@ def test_a_writer_of_this_process_is_waited_for_in_a_thread(engine: Engine) -> N
     run(work)
 
 
+@pytest.mark.parametrize("why", ["it is closed", "somebody opens one", "something is under way"])
+def test_a_connection_that_is_not_at_hand_is_left_to_a_thread(engine: Engine, why: str) -> None:
+    """To open one takes its time, and to wait for one as well."""
+    pool = db.database.obj
+
+    async def work() -> None:
+        await engine.warm()
+        if why == "it is closed":
+            pool.close_idle()
+            task_id = await engine.enqueue()
+        elif why == "somebody opens one":
+            held, go_on = threading.Event(), threading.Event()
+
+            def hold() -> None:
+                with pool._pool_lock:
+                    held.set()
+                    assert go_on.wait(20)
+
+            holder = threading.Thread(target=hold)
+            holder.start()
+            await asyncio.to_thread(held.wait, 20)
+            asked = asyncio.create_task(engine.enqueue())
+            async with asyncio.timeout(20):
+                while not engine.in_thread:
+                    await asyncio.sleep(0.01)
+            go_on.set()
+            task_id = await asked
+        else:
+            with db.database.connection_context():
+                task_id = await engine.enqueue()
+                assert not db.database.is_closed()
+        assert engine.in_thread == [task_id]
+        assert _is_there_once(task_id)
+
+    run(work)
+
+
+def test_a_wait_of_another_that_begins_to_hang_holds_no_loop_up(engine: Engine) -> None:
+    """It has waited for less than a moment: the disk still counts as quick."""
+
+    async def work() -> None:
+        await engine.warm()
+        engine.answers.clear()
+        hanging = threading.Thread(target=r.insert)
+        hanging.start()
+        async with asyncio.timeout(20):
+            while not engine.waited:
+                await asyncio.sleep(0.01)
+        assert db._file.is_quick
+        asked = asyncio.create_task(engine.enqueue())
+        async with asyncio.timeout(20):
+            while not engine.in_thread:
+                await asyncio.sleep(0.01)
+        engine.answers.set()
+        assert engine.in_thread == [await asked]
+        assert _is_there_once(await asked)
+        await asyncio.to_thread(hanging.join)
+
+    run(work)
+
+
+def test_what_goes_wrong_after_the_commit_is_done_again_by_a_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds the task there, and nobody waits for ever."""
+
+    async def work() -> None:
+        await engine.warm()
+        real, failures = moves._tell_new, ["once"]
+
+        def tell(*told: Any) -> None:
+            if failures:
+                raise RuntimeError(failures.pop())
+            real(*told)
+
+        monkeypatch.setattr(moves, "_tell_new", tell)
+        async with asyncio.timeout(20):
+            task_id = await engine.enqueue()
+        assert (engine.in_thread, failures) == ([task_id], [])
+        assert _is_there_once(task_id)
+        async with asyncio.timeout(20):
+            await engine.enqueue()
+            await engine.orchestrator._gathering.stop()
+
+    run(work)
+
+
 def test_a_task_that_the_disk_did_not_take_is_brought_there_by_a_thread(engine: Engine) -> None:
     """It is entered once, and promised only when the file has it."""
 
     async def work() -> None:
         await engine.warm()
-        engine.error = errno.EIO
+        engine.error, engine.takes_s = errno.EIO, 20.0
         task_id = await engine.enqueue()
+        assert not db._file.is_quick
         assert engine.in_thread == [task_id]
         assert _is_there_once(task_id)
         assert os.stat(f"{engine.path}-wal").st_size == 0

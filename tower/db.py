@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -171,7 +171,7 @@ def send(statement: str, values: Sequence[Any], then: Then) -> bool:
         if not _written_here(statement, values):
             return False
         loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, then, None)  # whoever has come while the loop was busy comes before that, and is seen
+        loop.call_soon(loop.call_soon, postgres.tell, then)  # who comes in this turn or the next goes before that, and is seen
         return True
 
     def done(error: Exception | None) -> None:
@@ -183,23 +183,32 @@ def send(statement: str, values: Sequence[Any], then: Then) -> bool:
 
 
 def _written_here(statement: str, values: Sequence[Any]) -> bool:
-    """Run a statement on SQLite and wait until the disk has it, and for nobody else; return whether that was done."""
+    """Run a statement on SQLite and wait until the disk has it, and for nobody else; return whether that was done.
+
+    If it was not, nothing is closed or tried again: a thread meets the same, has patience, and says what it means.
+    """
+    pool: Sqlite = database.obj
     if not _writer.acquire(blocking=False):
         return False
     try:
-        if not (database.obj.has_pen and database.obj.is_closed()):  # it would have to be opened, or something is under way in this thread
+        if not pool.is_closed() or not pool.take_pen():  # something is under way in this thread, or the connection would have to be opened
             return False
-        with _connected(writing=True), database.obj.scope(is_one_statement=True, waits=True, has_time=False):
-            rows(statement, values)
-    except (peewee.PeeweeException, MaxConnectionsExceeded):  # a thread meets the same, has patience, and says what it means
+        try:
+            _file.check()
+            with pool.scope(is_one_statement=True, waits=True, has_time=False):
+                rows(statement, values)
+        finally:
+            pool.close()
+    except peewee.PeeweeException:
         return False
     finally:
         _writer.release()
-    with suppress(peewee.OperationalError):
-        _file.settle()
-        trouble.end(writing=True)
-        return True
-    return False
+    try:
+        _file.settle(has_time=False)
+    except peewee.OperationalError:
+        return False
+    trouble.end(writing=True)
+    return True
 
 
 def _patiently(

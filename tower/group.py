@@ -107,10 +107,10 @@ class Gathering(Generic[Item, Result]):
         #: The loop whose coroutines wait, whether somebody works for it, what was sent, and the future of whoever waits for its end.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_busy = False
-        #: How many times in a row only one was served.
-        self._alone = 0
         self._sent: _Served[Item, Result] | None = None
         self._ended: asyncio.Future[None] | None = None
+        #: How many times in a row only one was served.
+        self._alone = 0
         #: What the thread has to do; None ends it, and it has one of its own.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None

@@ -71,8 +71,8 @@ def _question(chosen: Filter, line: str, is_postgres: bool) -> tuple[str, Sequen
         "not yet": ((Task.ready_at, Task.id), (not_yet(),)),
     }[line]
     query = Task.select(Task.id).where(*queries.conditions(chosen), *only).order_by(*order).limit(MOST)
-    spelled: tuple[str, Sequence[Any]] = query.sql()
-    return spelled
+    statement, values = query.sql()
+    return statement, tuple(values)
 
 
 def just_ended(within: Filter, limit: int) -> list[str]:

@@ -15,7 +15,7 @@ import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.pool import PooledPostgresqlDatabase
 from psycopg2.extensions import POLL_OK, POLL_WRITE, TRANSACTION_STATUS_IDLE
 
-#: Told of what was sent: that it is committed, or what went wrong.
+#: Told of what was sent: that it is committed, or what went wrong. What it raises when all is well comes back to it as what went wrong.
 Then = Callable[[Exception | None], None]
 
 #: A pooled connection that was used so many seconds ago is taken to be alive.
@@ -31,6 +31,14 @@ _BY_INDEX = "SET LOCAL enable_sort = off; "
 _CONNECT_S, _REST_S = 3.0, 1.0
 #: How long a loop waits for a statement, and such a statement for a lock: a thread has more patience, and says what it means.
 _ANSWER_S, _LOCK_LIMIT = 5.0, "-c lock_timeout=500"
+
+
+def tell(then: Then) -> None:
+    """Tell that what was sent is committed."""
+    try:
+        then(None)
+    except Exception as failure:
+        then(failure)
 
 
 class Session(psycopg2.extensions.connection):
@@ -307,10 +315,7 @@ class _Line:
                 self.loop.remove_writer(self._number)
         if state == POLL_OK and self._then is not None:
             then, self._then = self._then, None
-            try:
-                then(None)
-            except Exception as failure:
-                then(failure)
+            tell(then)
 
     def end(self, error: Exception | None = None) -> None:
         """Close the connection; what is under way has failed."""

@@ -73,13 +73,16 @@ class File:
         if now != self._opened:
             raise peewee.OperationalError(f"the file {self._path} was replaced under the running tower; stop it and start again")
 
-    def settle(self) -> None:
+    def settle(self, *, has_time: bool = True) -> None:
         """Wait until the disk has everything that was committed before; raise OperationalError if it cannot take it.
 
-        It waits outside of transactions, as SQLite does not: meanwhile others write. A wait serves all who came before it began.
+        It waits outside of transactions, as SQLite does not: meanwhile others write. A wait serves all who came before it began. Without
+        time it waits for that of another a moment only, and raises the same.
         """
         before = self._begun
-        with self._lock:
+        if not self._lock.acquire(timeout=-1 if has_time else _QUICK_S):
+            raise peewee.OperationalError("the log could not be written yet: the disk is slow")
+        try:
             if self.has_failed:
                 raise peewee.OperationalError("disk I/O error: the log could not be written")
             if self._ended > before:
@@ -96,15 +99,16 @@ class File:
                 self.has_failed = True
                 raise peewee.OperationalError(f"disk I/O error: {error.strerror}") from error
             self._ended = self._begun
+        finally:
+            self._lock.release()
 
     def _wait_for(self, log: int) -> None:
         began = self._since = time.monotonic()
         try:
             _sync(log)
         finally:
-            self._since = math.inf
-        took_s = time.monotonic() - began
-        self._took_s = took_s if self._took_s == math.inf else self._took_s + _WEIGHT * (took_s - self._took_s)
+            took_s, self._since = time.monotonic() - began, math.inf
+            self._took_s = took_s if self._took_s == math.inf else self._took_s + _WEIGHT * (took_s - self._took_s)
 
     def _open_log(self) -> int | None:
         """Return the log; None if there is none: the last connection has closed, and SQLite has brought the log into the file."""
@@ -176,10 +180,17 @@ class Sqlite(PooledSqliteDatabase):
         #: The connection for writing, while nobody uses it. Threads write one by one, so whoever writes finds it here.
         self._pen: _Session | None = None
 
-    @property
-    def has_pen(self) -> bool:
-        """Whether the connection for writing is there to be taken."""
-        return self._pen is not None
+    def take_pen(self) -> bool:
+        """Take the connection for writing for this thread, if it is there and nothing has to be waited for; return whether it is taken."""
+        if not self._pool_lock.acquire(blocking=False):  # somebody opens a connection
+            return False
+        try:
+            pen, self._pen = self._pen, None
+        finally:
+            self._pool_lock.release()
+        if pen:
+            self._state.set_connection(pen)
+        return pen is not None
 
     def take(self, *, writing: bool) -> None:
         """Take a connection for this thread, to be given back by `close`."""
@@ -226,8 +237,7 @@ class Sqlite(PooledSqliteDatabase):
         if pen is None or not pen.is_pen or self._state.transactions:
             return bool(super().close())
         self._state.reset()
-        with self._pool_lock:
-            self._pen = pen
+        self._pen = pen  # whoever writes has the only one, so nobody else can put one here
         return True
 
     def manual_close(self) -> bool:
