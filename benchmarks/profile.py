@@ -75,12 +75,9 @@ class _Clock:
 def profile(mode: str, tasks: int) -> str:
     """Run tasks through a tower in this process, on SQLite or, as services, on Postgres; return a table of what each step cost."""
     stack, clock = Stack(mode), _Clock()
-    settings = stack.prepare(in_process=True)
-    for owner, name, step in _STEPS:
-        clock.wrap(owner, name, step)
 
     async def work() -> float:
-        app = build(settings)
+        app = build(stack.prepare(in_process=True))
         async with app.router.lifespan_context(app):
             await _enqueue(app.state.orchestrator, 200)
             clock.steps.clear()
@@ -88,6 +85,8 @@ def profile(mode: str, tasks: int) -> str:
             await _enqueue(app.state.orchestrator, tasks)
             return sum(os.times()[:2]) - began
 
+    for owner, name, step in _STEPS:
+        clock.wrap(owner, name, step)
     try:
         cpu_s = asyncio.run(work())
     finally:
