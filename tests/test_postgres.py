@@ -7,7 +7,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import Any
@@ -17,39 +17,23 @@ import psycopg2.extensions  # type: ignore[import-untyped]
 import pytest
 from playhouse.pool import PooledPostgresqlDatabase
 
-from actors.handlers import load as load_handlers
 from tests import rows as r
+from tests.engine import OWN, Engine, run
 from tests.servers import wait_for
 from tower import db, lifecycle, moves, queries, reminders
 from tower import postgres as module
 from tower.errors import Unavailable
 from tower.lifecycle import Ending, LogPart, Outcome
 from tower.models import QUEUED, SUCCEEDED, Task, new_id
-from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
-from tower.spec import TaskSpec
-
-#: What names a task, or tells when it came.
-_OWN = ("id", "correlation_id", "rank", "created_at", "queued_at", "updated_at", "trace_due_at", "nudge_at")
 
 
-class Engine:
-    """An orchestrator on Postgres, and which requests it did in its thread."""
+class OnPostgres(Engine):
+    """An engine on Postgres."""
 
     def __init__(self, url: str) -> None:
+        super().__init__(Settings(database_url=url, redis_url=None))
         self.url = url
-        self.orchestrator = EnhancedOrchestrator(Settings(database_url=url, redis_url=None), load_handlers(), r.Nudges())  # type: ignore[arg-type]
-        self.in_thread = list[str]()
-        work = self.orchestrator._gathering._work
-
-        def noted(requests: list[Any]) -> list[None]:
-            self.in_thread += [task.id for request in requests for task in request]
-            return work(requests)
-
-        self.orchestrator._gathering._work = noted
-
-    async def enqueue(self, **more: Any) -> str:
-        return await self.orchestrator.enqueue(TaskSpec(type="echo", payload={"text": "x"}, **more))
 
     async def warm(self) -> None:
         """Enqueue until the loop has its connection."""
@@ -84,25 +68,13 @@ _END = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = c
 
 
 @pytest.fixture
-def engine(new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[OnPostgres]:
     """On a Postgres that lets everybody else wait long for a lock."""
     monkeypatch.setattr(db, "_LIMITS", db._LIMITS.replace("lock_timeout=5000", "lock_timeout=60000"))
     url = new_database()
     db.open_database(Settings(database_url=url))
-    yield Engine(url)
+    yield OnPostgres(url)
     db.close_database()
-
-
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    """Run coroutines in a loop of their own; what none of them has handled fails the test."""
-    wrong = list[dict[str, Any]]()
-
-    async def watched() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
-        await work()
-
-    asyncio.run(watched())
-    assert wrong == []
 
 
 def _sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -119,7 +91,7 @@ def _sent(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def strict(engine: Engine) -> Engine:
+def strict(engine: OnPostgres) -> OnPostgres:
     """Where a commit waits for the disk unless something else is said."""
     engine.execute("DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET synchronous_commit = on', current_database()); END $$")
     return engine
@@ -157,7 +129,7 @@ def test_a_statement_by_itself_waits_for_the_disk_if_it_promises_something() -> 
     assert told == ["on", "off", "off", "off", "on"]
 
 
-def test_a_statement_that_never_came_to_the_server_leaves_the_transaction_to_be_begun(engine: Engine) -> None:
+def test_a_statement_that_never_came_to_the_server_leaves_the_transaction_to_be_begun(engine: OnPostgres) -> None:
     """Else what follows it in the same work would be committed one by one."""
 
     def work() -> None:
@@ -172,7 +144,7 @@ def test_a_statement_that_never_came_to_the_server_leaves_the_transaction_to_be_
     assert engine.execute("SELECT reason FROM rule") == [("as it was",)]
 
 
-def test_one_statement_within_a_transaction_leaves_its_beginning_alone(engine: Engine) -> None:
+def test_one_statement_within_a_transaction_leaves_its_beginning_alone(engine: OnPostgres) -> None:
     """Also if it is none after all."""
 
     def work() -> None:
@@ -185,7 +157,7 @@ def test_one_statement_within_a_transaction_leaves_its_beginning_alone(engine: E
     assert engine.execute("SELECT token FROM decision") == [(0,)]
 
 
-def test_a_statement_that_could_not_be_prepared_is_prepared_the_next_time(engine: Engine) -> None:
+def test_a_statement_that_could_not_be_prepared_is_prepared_the_next_time(engine: OnPostgres) -> None:
     """A value that cannot be sent is not sent; nor is what would have gone with it."""
     ask = "SELECT ?::text AS said"
 
@@ -214,7 +186,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return found
 
 
-def test_one_plan_does_for_any_number_of_tasks(engine: Engine, said: set[str]) -> None:
+def test_one_plan_does_for_any_number_of_tasks(engine: OnPostgres, said: set[str]) -> None:
     """To plan costs as much as to do, and is done for each connection and each statement that it has not seen before."""
 
     def live(count: int) -> set[str]:
@@ -235,7 +207,7 @@ def test_one_plan_does_for_any_number_of_tasks(engine: Engine, said: set[str]) -
     assert live(2) == live(9)
 
 
-def test_clients_cannot_make_ever_more_plans(engine: Engine, said: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_cannot_make_ever_more_plans(engine: OnPostgres, said: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection keeps so many; whatever combination of fields tasks bring along, there are two, and a few for what many tasks share."""
     monkeypatch.setattr(moves, "_shapes", {})
     monkeypatch.setattr(moves, "_MOST_SHAPES", 3)
@@ -246,7 +218,7 @@ def test_clients_cannot_make_ever_more_plans(engine: Engine, said: set[str], mon
 
 
 @pytest.mark.parametrize("odd", ["it's", "a?b", "100%s", "{now}", "{}", 'a"b', "a\\b", "é", "--", "", "$1"])
-def test_a_row_holds_what_its_task_shares_with_others_whatever_that_is(engine: Engine, odd: str) -> None:
+def test_a_row_holds_what_its_task_shares_with_others_whatever_that_is(engine: OnPostgres, odd: str) -> None:
     """It may stand in the statement, where another text could end it."""
     given: list[dict[str, Any]] = [
         {"priority": -5, "timeout_s": 1e-07},
@@ -264,7 +236,7 @@ def test_a_row_holds_what_its_task_shares_with_others_whatever_that_is(engine: E
         assert r.kinds(task.id) == ["queued"]
 
 
-def test_a_statement_that_fails_undoes_what_was_begun_with_it(engine: Engine) -> None:
+def test_a_statement_that_fails_undoes_what_was_begun_with_it(engine: OnPostgres) -> None:
     """And the connection is as good as before."""
     with pytest.raises(peewee.ProgrammingError):
         db.unit(lambda: db.rows("SELECT nothing FROM rule"))
@@ -272,7 +244,7 @@ def test_a_statement_that_fails_undoes_what_was_begun_with_it(engine: Engine) ->
     assert engine.execute("SELECT COUNT(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'") == [(0,)]
 
 
-def test_a_task_is_the_same_whether_the_loop_waits_for_it_or_a_thread(engine: Engine) -> None:
+def test_a_task_is_the_same_whether_the_loop_waits_for_it_or_a_thread(engine: OnPostgres) -> None:
     """Its row and its first event; also once the statement is prepared, and for several at once."""
 
     async def work() -> None:
@@ -283,14 +255,14 @@ def test_a_task_is_the_same_whether_the_loop_waits_for_it_or_a_thread(engine: En
         ids += await asyncio.gather(*(engine.enqueue(priority=3) for _ in range(20)))
         assert engine.in_thread == []
 
-        found = [{name: value for name, value in r.row(task_id).items() if name not in _OWN} for task_id in ids]
+        found = [{name: value for name, value in r.row(task_id).items() if name not in OWN} for task_id in ids]
         assert found == [found[0]] * len(ids)
         assert all(r.kinds(task_id) == ["queued"] for task_id in ids)
 
     run(work)
 
 
-def test_what_does_not_fit_goes_through_the_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_goes_through_the_thread(engine: OnPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels are other rows, and a loop is not kept busy with large texts."""
 
     async def work() -> None:
@@ -305,7 +277,7 @@ def test_what_does_not_fit_goes_through_the_thread(engine: Engine, monkeypatch: 
 
 @pytest.mark.parametrize("idle", [True, False])
 def test_a_connection_that_ends_is_replaced_and_nothing_is_lost_or_doubled(
-    engine: Engine, idle: bool, monkeypatch: pytest.MonkeyPatch
+    engine: OnPostgres, idle: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether Postgres ends it between two tasks, or while it is asked for one."""
     monkeypatch.setattr(module, "_REST_S", 0.05)
@@ -322,9 +294,7 @@ def test_a_connection_that_ends_is_replaced_and_nothing_is_lost_or_doubled(
                 asked = asyncio.create_task(engine.enqueue())
                 await engine.waits()
                 await asyncio.to_thread(engine.execute, f"{_END} AND wait_event_type = 'Lock'")
-                async with asyncio.timeout(20):
-                    while not engine.in_thread:
-                        await asyncio.sleep(0.01)
+                await engine.until_in_thread()
             task_id = await asked
         assert engine.in_thread == [task_id]
         assert (r.row(task_id)["status"], r.kinds(task_id)) == (QUEUED, ["queued"])
@@ -333,16 +303,14 @@ def test_a_connection_that_ends_is_replaced_and_nothing_is_lost_or_doubled(
     run(work)
 
 
-def test_who_holds_the_table_is_waited_for_in_a_thread(engine: Engine) -> None:
+def test_who_holds_the_table_is_waited_for_in_a_thread(engine: OnPostgres) -> None:
     """The loop gives up soon; others may wait there as long as always."""
 
     async def work() -> None:
         await engine.warm()
         async with engine.held():
             asked = asyncio.create_task(engine.enqueue())
-            async with asyncio.timeout(20):
-                while not engine.in_thread:
-                    await asyncio.sleep(0.01)
+            await engine.until_in_thread()
             await engine.waits()
         assert engine.in_thread == [await asked]
         assert r.kinds(await asked) == ["queued"]
@@ -350,7 +318,7 @@ def test_who_holds_the_table_is_waited_for_in_a_thread(engine: Engine) -> None:
     run(work)
 
 
-def test_a_commit_whose_answer_is_lost_enters_the_task_once(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_whose_answer_is_lost_enters_the_task_once(engine: OnPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread does it again, and finds it there."""
 
     async def work() -> None:
@@ -379,7 +347,7 @@ def test_a_commit_whose_answer_is_lost_enters_the_task_once(engine: Engine, monk
     run(work)
 
 
-def test_a_database_that_is_away_is_told_of_as_always(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_that_is_away_is_told_of_as_always(engine: OnPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the first task that it takes again ends the outage, whoever brought it."""
     monkeypatch.setattr("tower.orchestrator._PATIENCE_S", 0.3)
     monkeypatch.setattr(module, "_REST_S", 0.05)
@@ -411,14 +379,14 @@ def _noted() -> tuple["asyncio.Future[Exception | None]", db.Then]:
     return told, told.set_result
 
 
-async def _tried(engine: Engine) -> str | None:
+async def _tried(engine: OnPostgres) -> str | None:
     try:
         return await engine.enqueue()
     except Unavailable:
         return None
 
 
-def test_a_large_statement_is_sent_as_the_socket_takes_it(engine: Engine) -> None:
+def test_a_large_statement_is_sent_as_the_socket_takes_it(engine: OnPostgres) -> None:
     """Several megabytes do not go at once."""
 
     async def work() -> None:
@@ -435,7 +403,7 @@ def test_a_large_statement_is_sent_as_the_socket_takes_it(engine: Engine) -> Non
     run(work)
 
 
-def test_each_loop_gets_a_connection_of_its_own(engine: Engine) -> None:
+def test_each_loop_gets_a_connection_of_its_own(engine: OnPostgres) -> None:
     """The one of a loop that has ended, or that is closed from elsewhere, is no use to another."""
     for _ in range(2):
         run(engine.warm)
@@ -461,7 +429,7 @@ def test_each_loop_gets_a_connection_of_its_own(engine: Engine) -> None:
     wait_for("the end of the others", lambda: engine.execute(others)[0][0] == 0)
 
 
-def test_a_loop_that_cannot_wait_for_a_connection_leaves_it_to_the_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_cannot_wait_for_a_connection_leaves_it_to_the_thread(engine: OnPostgres, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the default one of Windows."""
 
     def refuse(*_: Any) -> None:
@@ -484,7 +452,7 @@ def test_a_loop_that_cannot_wait_for_a_connection_leaves_it_to_the_thread(engine
 
 
 @pytest.mark.parametrize("is_sent", [True, False])
-def test_what_is_not_sent_or_not_answered_costs_the_connection(engine: Engine, is_sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_sent_or_not_answered_costs_the_connection(engine: OnPostgres, is_sent: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it has prepared is not known any more; another one comes after a rest."""
     monkeypatch.setattr(module, "_ANSWER_S", 0.1)
 
@@ -506,7 +474,7 @@ def test_what_is_not_sent_or_not_answered_costs_the_connection(engine: Engine, i
     run(work)
 
 
-def test_a_connection_that_nobody_wants_any_more_is_closed(engine: Engine) -> None:
+def test_a_connection_that_nobody_wants_any_more_is_closed(engine: OnPostgres) -> None:
     """As when the database is closed while it is still coming."""
 
     async def work() -> None:
@@ -530,7 +498,7 @@ def test_a_connection_that_nobody_wants_any_more_is_closed(engine: Engine) -> No
     run(work)
 
 
-def test_a_second_loop_leaves_the_connection_to_the_first(engine: Engine) -> None:
+def test_a_second_loop_leaves_the_connection_to_the_first(engine: OnPostgres) -> None:
     """Whoever works with two loops at once works in threads with one of them."""
 
     async def work() -> None:
@@ -546,7 +514,7 @@ def test_a_second_loop_leaves_the_connection_to_the_first(engine: Engine) -> Non
     run(work)
 
 
-def test_who_stops_in_another_loop_does_not_wait_for_what_an_ended_one_has_sent(engine: Engine) -> None:
+def test_who_stops_in_another_loop_does_not_wait_for_what_an_ended_one_has_sent(engine: OnPostgres) -> None:
     """Nobody would ever tell him."""
 
     with closing(psycopg2.connect(engine.url)) as connection, connection.cursor() as cursor:
@@ -566,7 +534,7 @@ def test_who_stops_in_another_loop_does_not_wait_for_what_an_ended_one_has_sent(
         assert (engine.orchestrator._gathering._inbox.qsize(), len(engine.in_thread)) == (0, before)
 
 
-def test_who_stops_waits_for_what_was_sent(engine: Engine) -> None:
+def test_who_stops_waits_for_what_was_sent(engine: OnPostgres) -> None:
     """It is answered; whoever waits behind it is left out."""
 
     async def work() -> None:

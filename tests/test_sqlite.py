@@ -5,46 +5,33 @@ import errno
 import os
 import sqlite3
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from actors.handlers import load as load_handlers
 from tests import rows as r
+from tests.engine import OWN, Engine, run
 from tower import db, moves
 from tower import sqlite as module
 from tower.models import QUEUED, Task
-from tower.orchestrator import EnhancedOrchestrator
 from tower.settings import Settings
-from tower.spec import TaskSpec
-
-#: What names a task, or tells when it came.
-_OWN = ("id", "correlation_id", "rank", "created_at", "queued_at", "updated_at", "trace_due_at", "nudge_at")
 
 
-class Engine:
-    """An orchestrator on SQLite, which requests it did in its thread, and in which threads the disk was waited for."""
+class OnSqlite(Engine):
+    """An engine on SQLite, and in which threads the disk was waited for."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
         self.path = settings.database_url.removeprefix("sqlite:///")
-        self.orchestrator = EnhancedOrchestrator(settings, load_handlers(), r.Nudges())  # type: ignore[arg-type]
-        self.in_thread = list[str]()
         self.waited = list[threading.Thread]()
         #: The time by which the disk is measured, how long it takes, and what goes wrong there the next time.
         self.now, self.takes_s, self.error = 0.0, 0.0, 0
         #: Whether it answers.
         self.answers = threading.Event()
         self.answers.set()
-        work = self.orchestrator._gathering._work
-
-        def noted(requests: list[Any]) -> list[None]:
-            self.in_thread += [task.id for request in requests for task in request]
-            return work(requests)
-
-        self.orchestrator._gathering._work = noted
 
     def sync(self, file: int) -> None:
         """Stand for the disk."""
@@ -55,9 +42,6 @@ class Engine:
         if error:
             raise OSError(error, os.strerror(error))
 
-    async def enqueue(self, **more: Any) -> str:
-        return await self.orchestrator.enqueue(TaskSpec(type="echo", payload={"text": "x"}, **more))
-
     async def warm(self) -> None:
         """Enqueue until it is clear that nobody else does."""
         ids = [await self.enqueue() for _ in range(2)]
@@ -65,12 +49,22 @@ class Engine:
         self.in_thread.clear()
         self.waited.clear()
 
+    async def hang(self) -> threading.Thread:
+        """Return a thread that writes, once the disk does not answer it."""
+        self.answers.clear()
+        hanging = threading.Thread(target=r.insert)
+        hanging.start()
+        async with asyncio.timeout(20):
+            while not self.waited:
+                await asyncio.sleep(0.01)
+        return hanging
+
 
 @pytest.fixture
-def engine(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def engine(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[OnSqlite]:
     """On a file that has been written to, and a disk that takes no time."""
     db.open_database(sqlite_settings)
-    made = Engine(sqlite_settings)
+    made = OnSqlite(sqlite_settings)
     monkeypatch.setattr(module, "_sync", made.sync)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: made.now))
     monkeypatch.setattr("tower.group._ALONE", 2)
@@ -79,23 +73,11 @@ def engine(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterat
     db.close_database()
 
 
-def run(work: Callable[[], Awaitable[None]]) -> None:
-    """Run coroutines in a loop of their own; what none of them has handled fails the test."""
-    wrong = list[dict[str, Any]]()
-
-    async def watched() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
-        await work()
-
-    asyncio.run(watched())
-    assert wrong == []
-
-
 def _is_there_once(task_id: str) -> bool:
     return (r.row(task_id)["status"], r.kinds(task_id)) == (QUEUED, ["queued"])
 
 
-def test_a_task_is_the_same_whether_the_loop_or_a_thread_has_written_it(engine: Engine) -> None:
+def test_a_task_is_the_same_whether_the_loop_or_a_thread_has_written_it(engine: OnSqlite) -> None:
     """Its row and its first event; and the disk is waited for each time."""
 
     async def work() -> None:
@@ -109,14 +91,14 @@ def test_a_task_is_the_same_whether_the_loop_or_a_thread_has_written_it(engine: 
         assert engine.in_thread == [*ids[4:], after[0]]  # more of them may come
         ids += after
 
-        found = [{name: value for name, value in r.row(task_id).items() if name not in _OWN} for task_id in ids]
+        found = [{name: value for name, value in r.row(task_id).items() if name not in OWN} for task_id in ids]
         assert found == [found[0]] * len(ids)
         assert all(r.kinds(task_id) == ["queued"] for task_id in ids)
 
     run(work)
 
 
-def test_others_have_their_turn_between_tasks_that_the_loop_writes(engine: Engine) -> None:
+def test_others_have_their_turn_between_tasks_that_the_loop_writes(engine: OnSqlite) -> None:
     """Whoever asks for one after the other does not keep the loop for himself."""
 
     async def work() -> None:
@@ -129,7 +111,7 @@ def test_others_have_their_turn_between_tasks_that_the_loop_writes(engine: Engin
     run(work)
 
 
-def test_a_crowd_is_seen_though_the_loop_was_busy_when_it_came(engine: Engine) -> None:
+def test_a_crowd_is_seen_though_the_loop_was_busy_when_it_came(engine: OnSqlite) -> None:
     """Who comes in the turn of the loop that comes next goes together with the others, in a thread."""
 
     async def work() -> None:
@@ -148,7 +130,7 @@ def test_a_crowd_is_seen_though_the_loop_was_busy_when_it_came(engine: Engine) -
     run(work)
 
 
-def test_a_disk_that_is_slow_holds_no_loop_up(engine: Engine) -> None:
+def test_a_disk_that_is_slow_holds_no_loop_up(engine: OnSqlite) -> None:
     """But the first who meets it; and once it is quick again for a while, the loop waits for it as before."""
 
     async def work() -> None:
@@ -165,22 +147,15 @@ def test_a_disk_that_is_slow_holds_no_loop_up(engine: Engine) -> None:
     run(work)
 
 
-def test_a_disk_that_hangs_is_known_as_slow_before_it_answers(engine: Engine) -> None:
+def test_a_disk_that_hangs_is_known_as_slow_before_it_answers(engine: OnSqlite) -> None:
     """A thread waits for it; the loop goes on."""
 
     async def work() -> None:
         await engine.warm()
-        engine.answers.clear()
-        hanging = threading.Thread(target=r.insert)
-        hanging.start()
-        async with asyncio.timeout(20):
-            while not engine.waited:
-                await asyncio.sleep(0.01)
+        hanging = await engine.hang()
         engine.now += 1.0
         asked = asyncio.create_task(engine.enqueue())
-        async with asyncio.timeout(20):
-            while not engine.in_thread:
-                await asyncio.sleep(0.01)
+        await engine.until_in_thread()
         engine.answers.set()
         assert engine.in_thread == [await asked]
         await asyncio.to_thread(hanging.join)
@@ -188,7 +163,7 @@ def test_a_disk_that_hangs_is_known_as_slow_before_it_answers(engine: Engine) ->
     run(work)
 
 
-def test_a_writer_in_another_process_is_waited_for_in_a_thread(engine: Engine) -> None:
+def test_a_writer_in_another_process_is_waited_for_in_a_thread(engine: OnSqlite) -> None:
     """With the patience that the loop does not have."""
 
     async def work() -> None:
@@ -197,9 +172,7 @@ def test_a_writer_in_another_process_is_waited_for_in_a_thread(engine: Engine) -
             other.execute("BEGIN IMMEDIATE")
             pen = db.database.obj._pen
             asked = asyncio.create_task(engine.enqueue())
-            async with asyncio.timeout(2):
-                while not engine.in_thread:
-                    await asyncio.sleep(0.01)
+            await engine.until_in_thread(2)
             other.execute("ROLLBACK")
             assert await asked
             assert db.database.obj._pen is pen  # it is as good as before
@@ -209,7 +182,7 @@ def test_a_writer_in_another_process_is_waited_for_in_a_thread(engine: Engine) -
     run(work)
 
 
-def test_a_writer_of_this_process_is_waited_for_in_a_thread(engine: Engine) -> None:
+def test_a_writer_of_this_process_is_waited_for_in_a_thread(engine: OnSqlite) -> None:
     """It has the connection for writing in hand."""
 
     async def work() -> None:
@@ -219,9 +192,7 @@ def test_a_writer_of_this_process_is_waited_for_in_a_thread(engine: Engine) -> N
         writer.start()
         await asyncio.to_thread(inside.wait, 20)
         asked = asyncio.create_task(engine.enqueue())
-        async with asyncio.timeout(20):
-            while not engine.in_thread:
-                await asyncio.sleep(0.01)
+        await engine.until_in_thread()
         go_on.set()
         assert engine.in_thread == [await asked]
         await asyncio.to_thread(writer.join)
@@ -230,7 +201,7 @@ def test_a_writer_of_this_process_is_waited_for_in_a_thread(engine: Engine) -> N
 
 
 @pytest.mark.parametrize("why", ["it is closed", "somebody opens one", "something is under way"])
-def test_a_connection_that_is_not_at_hand_is_left_to_a_thread(engine: Engine, why: str) -> None:
+def test_a_connection_that_is_not_at_hand_is_left_to_a_thread(engine: OnSqlite, why: str) -> None:
     """To open one takes its time, and to wait for one as well."""
     pool = db.database.obj
 
@@ -251,9 +222,7 @@ def test_a_connection_that_is_not_at_hand_is_left_to_a_thread(engine: Engine, wh
             holder.start()
             await asyncio.to_thread(held.wait, 20)
             asked = asyncio.create_task(engine.enqueue())
-            async with asyncio.timeout(20):
-                while not engine.in_thread:
-                    await asyncio.sleep(0.01)
+            await engine.until_in_thread()
             go_on.set()
             task_id = await asked
         else:
@@ -266,22 +235,15 @@ def test_a_connection_that_is_not_at_hand_is_left_to_a_thread(engine: Engine, wh
     run(work)
 
 
-def test_a_wait_of_another_that_begins_to_hang_holds_no_loop_up(engine: Engine) -> None:
+def test_a_wait_of_another_that_begins_to_hang_holds_no_loop_up(engine: OnSqlite) -> None:
     """It has waited for less than a moment: the disk still counts as quick."""
 
     async def work() -> None:
         await engine.warm()
-        engine.answers.clear()
-        hanging = threading.Thread(target=r.insert)
-        hanging.start()
-        async with asyncio.timeout(20):
-            while not engine.waited:
-                await asyncio.sleep(0.01)
+        hanging = await engine.hang()
         assert db._file.is_quick
         asked = asyncio.create_task(engine.enqueue())
-        async with asyncio.timeout(20):
-            while not engine.in_thread:
-                await asyncio.sleep(0.01)
+        await engine.until_in_thread()
         engine.answers.set()
         assert engine.in_thread == [await asked]
         assert _is_there_once(await asked)
@@ -290,7 +252,7 @@ def test_a_wait_of_another_that_begins_to_hang_holds_no_loop_up(engine: Engine) 
     run(work)
 
 
-def test_what_goes_wrong_after_the_commit_is_done_again_by_a_thread(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_goes_wrong_after_the_commit_is_done_again_by_a_thread(engine: OnSqlite, monkeypatch: pytest.MonkeyPatch) -> None:
     """It finds the task there, and nobody waits for ever."""
 
     async def work() -> None:
@@ -314,7 +276,7 @@ def test_what_goes_wrong_after_the_commit_is_done_again_by_a_thread(engine: Engi
     run(work)
 
 
-def test_a_task_that_the_disk_did_not_take_is_brought_there_by_a_thread(engine: Engine) -> None:
+def test_a_task_that_the_disk_did_not_take_is_brought_there_by_a_thread(engine: OnSqlite) -> None:
     """It is entered once, and promised only when the file has it."""
 
     async def work() -> None:
@@ -329,16 +291,14 @@ def test_a_task_that_the_disk_did_not_take_is_brought_there_by_a_thread(engine: 
     run(work)
 
 
-def test_a_file_that_is_gone_is_told_of_as_always(engine: Engine) -> None:
+def test_a_file_that_is_gone_is_told_of_as_always(engine: OnSqlite) -> None:
     """The loop writes nothing into nowhere."""
 
     async def work() -> None:
         await engine.warm()
         os.rename(engine.path, f"{engine.path}.away")
         asked = asyncio.create_task(engine.enqueue())
-        async with asyncio.timeout(20):
-            while not engine.in_thread:
-                await asyncio.sleep(0.01)
+        await engine.until_in_thread()
         assert not os.path.exists(engine.path)
         os.rename(f"{engine.path}.away", engine.path)
         assert _is_there_once(await asked)
@@ -346,7 +306,7 @@ def test_a_file_that_is_gone_is_told_of_as_always(engine: Engine) -> None:
     run(work)
 
 
-def test_the_loop_leaves_it_to_others_to_bring_the_log_into_the_file(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_leaves_it_to_others_to_bring_the_log_into_the_file(engine: OnSqlite, monkeypatch: pytest.MonkeyPatch) -> None:
     """That waits for the disk for long. And whoever has time has it again after a turn of the loop."""
     monkeypatch.setattr(module, "_CHECKPOINT_PAGES", 1)
     asked = ("busy_timeout", "wal_autocheckpoint")

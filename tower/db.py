@@ -191,7 +191,8 @@ def _written_here(statement: str, values: Sequence[Any]) -> bool:
     if not _writer.acquire(blocking=False):
         return False
     try:
-        if not pool.is_closed() or not pool.take_pen():  # something is under way in this thread, or the connection would have to be opened
+        # Something may be under way in this thread, or the connection would have to be opened.
+        if not pool.is_closed() or not pool.take_pen(has_time=False):
             return False
         try:
             _file.check()

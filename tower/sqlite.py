@@ -180,9 +180,12 @@ class Sqlite(PooledSqliteDatabase):
         #: The connection for writing, while nobody uses it. Threads write one by one, so whoever writes finds it here.
         self._pen: _Session | None = None
 
-    def take_pen(self) -> bool:
-        """Take the connection for writing for this thread, if it is there and nothing has to be waited for; return whether it is taken."""
-        if not self._pool_lock.acquire(blocking=False):  # somebody opens a connection
+    def take_pen(self, *, has_time: bool) -> bool:
+        """Take the connection for writing for this thread, if it is there; return whether it is taken.
+
+        Without time nothing is waited for, as somebody who opens another one.
+        """
+        if not self._pool_lock.acquire(blocking=has_time):
             return False
         try:
             pen, self._pen = self._pen, None
@@ -194,12 +197,7 @@ class Sqlite(PooledSqliteDatabase):
 
     def take(self, *, writing: bool) -> None:
         """Take a connection for this thread, to be given back by `close`."""
-        pen = None
-        if writing:
-            with self._pool_lock:
-                pen, self._pen = self._pen, None
-        if pen:
-            self._state.set_connection(pen)
+        if writing and self.take_pen(has_time=True):
             return
         self.connect()
         if writing:
