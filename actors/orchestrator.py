@@ -24,8 +24,9 @@ from tower.settings import Settings
 _NEW_S, _MOST_ASKED = 0.05, 10
 #: How soon a pass looks again for a task whose time has come and whose row somebody locks.
 _LOCKED_S = 1.0
-#: As many tasks wait at the workers as short ones have ended since the last pass, but per slot no more than this.
-_MOST_AHEAD = 8.0
+#: As many tasks wait at the workers as short ones have ended since the last pass, but per slot no more than this. Of those that are kept,
+#: as many as will have ended in so many seconds, since passes are further apart then.
+_MOST_AHEAD, _MOST_KEPT, _KEPT_S = 8.0, 24.0, 0.15
 #: Waiting tasks looked at together.
 PAGE = 200
 #: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
@@ -85,6 +86,8 @@ class Dispatcher:
         self._was_cut_short = False
         #: When the last pass found nothing that waits; who asks a while after that most likely speaks of a new task.
         self._idle_since = math.inf
+        #: Whether what the last pass chose is kept, and when the ends of short tasks were counted last.
+        self._is_kept, self._counted_at = False, 0.0
         self._turn = threading.Lock()
         self._asked: deque[str] = deque()
         #: When, on our own clock, a pass is due though nobody asks.
@@ -127,13 +130,20 @@ class Dispatcher:
         ready = self._ready(asked[-_MOST_ASKED:])
         self._idle_since = math.inf if ready.waits_s is not None else time.monotonic()
         if ready.waits_s is None:
-            self.slots.take_turnover()  # what ended while nothing waited says little of what comes
+            self._ahead()  # what ended while nothing waited says little of what comes
             return started
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
             self._be_due(_NEW_S)
             return started
-        # Those may wait at the workers, per slot, that will end before there is another pass.
-        return started + self._start_some(min(max(PREFETCH, self.slots.take_turnover()), _MOST_AHEAD))
+        return started + self._start_some(self._ahead())
+
+    def _ahead(self) -> float:
+        """Return how many tasks may wait at the workers, per slot: about as many as will end before there is another pass."""
+        now = time.monotonic()
+        ended, since, self._counted_at = self.slots.take_turnover(), now - self._counted_at, now
+        if self._is_kept and since < _KEPT_S:
+            return min(max(PREFETCH, ended * _KEPT_S / max(since, 0.001)), _MOST_KEPT)
+        return min(max(PREFETCH, ended), _MOST_AHEAD)
 
     def _start_some(self, ahead: float) -> int:
         """Mark as dispatched what may start now, and have it started; so many tasks may wait at the workers, per slot.
@@ -149,6 +159,7 @@ class Dispatcher:
                 return 0
             fault("dispatch.before_commit")
             started = self.slots.start(walk, keeps=ahead > PREFETCH)
+            self._is_kept = started is not None
             if started is None:
                 started = self._dispatch(walk)
             if 0 < started < len(walk.chosen):  # the others are held by somebody, or were cancelled

@@ -101,6 +101,10 @@ class Runner:
             self.recall()
         return min(began + self._desk.kept, len(walk.chosen)) if self._desk.holds(choice) else 0
 
+    def has_plenty(self) -> bool:
+        """Whether there is a task for each slot, and each of these has one: then another pass is not needed soon."""
+        return self._desk.kept >= self._worker.slots
+
     def recall(self) -> None:
         """Start no more of what was kept: another pass chooses anew."""
         self._desk.keep((), 0)

@@ -30,7 +30,7 @@ _FRESH_S = 2.0
 #: Holds which start of the machine the folders were written in.
 _BOOT = ".boot"
 #: Threads of a process that write at once, since one with a large log must not keep the others waiting; folders that each takes together.
-_WRITERS, _TOGETHER = 3, 32
+_WRITERS, _TOGETHER = 3, 64
 #: What goes wrong with one folder because of what somebody put or took there; everything else is the disk's, and hits all folders.
 _IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.EACCES, errno.EPERM)
 

@@ -9,6 +9,8 @@ from tower.errors import Unavailable
 
 #: An errand that is asked for more than so many things at a time is under load.
 _MANY = 8
+#: How often one that has time looks whether it still has.
+_LOOK_S = 0.01
 
 _log = logging.getLogger(__name__)
 
@@ -17,13 +19,24 @@ class Errand:
     """A thread that does one actor's work; what it is asked for while it works, it does together.
 
     It begins at once when it has been idle, else `pace_s` after it began last: under load more comes together, and costs less. While
-    it is asked for one thing at a time, a quarter of that is enough; for many at a time, it takes `loaded_s`.
+    it is asked for one thing at a time, a quarter of that is enough. For many at a time it takes `loaded_s`, or, if it can be asked
+    whether it `has_time`, only while it has.
     """
 
-    def __init__(self, name: str, work: Callable[[Sequence[str]], object], pace_s: float = 0.0, *, loaded_s: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Sequence[str]], object],
+        pace_s: float = 0.0,
+        *,
+        loaded_s: float | None = None,
+        has_time: Callable[[], bool] | None = None,
+    ) -> None:
         self._name, self._work, self._pace_s = name, work, pace_s
         self._loaded_s = pace_s if loaded_s is None else loaded_s
-        self._next_at = 0.0
+        self._has_time = has_time
+        #: When it began last, and for how many things.
+        self._began_at, self._began_for = 0.0, 0
         self._asked: dict[str, None] = {}
         self._is_ending = False
         self._change = threading.Condition()
@@ -60,16 +73,18 @@ class Errand:
         with self._change:
             while not self._asked and not self._is_ending:
                 self._change.wait()
-        if (early := self._next_at - time.monotonic()) > 0 and not self._is_ending:
-            time.sleep(early)
+        while (early := self._began_at + self._pause_s() - time.monotonic()) > 0 and not self._is_ending:
+            time.sleep(min(early, _LOOK_S) if self._has_time else early)
         with self._change:
             asked = list(self._asked)
             self._asked.clear()
-        self._next_at = time.monotonic() + self._pause_s(len(asked))
+        self._began_at, self._began_for = time.monotonic(), len(asked)
         return asked
 
-    def _pause_s(self, asked: int) -> float:
-        return self._pace_s / 4 if asked < 2 else self._pace_s if asked <= _MANY else self._loaded_s
+    def _pause_s(self) -> float:
+        if self._has_time() if self._has_time else self._began_for > _MANY:
+            return self._loaded_s
+        return self._pace_s if self._began_for > 1 else self._pace_s / 4
 
 
 class Threads:

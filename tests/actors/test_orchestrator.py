@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,6 +85,38 @@ def test_what_ended_while_nothing_waited_lets_no_more_wait_at_the_workers(rows: 
     for _ in range(30):
         r.insert()
     assert dispatcher.run_pass() == 3
+
+
+class _Keeping(NoSlots):
+    """The only worker, whose slots end so many short tasks from one pass to the next; nothing of what it is given ever starts."""
+
+    def __init__(self, turnover: float) -> None:
+        self._turnover = turnover
+
+    def take_turnover(self) -> float:
+        return self._turnover
+
+    def start(self, walk: Walk, *, keeps: bool) -> int | None:
+        return len(walk.chosen)
+
+
+@pytest.mark.parametrize(
+    ("turnover", "seconds", "chosen"),
+    [(1.4, 0.05, 11), (1.4, 0.1, 7), (1.4, 0.15, 5), (0.01, 0.05, 3), (10.0, 0.05, 50), (10.0, 0.15, 18), (0.0, 0.0, 3), (1.0, 0.0, 50)],
+)
+def test_as_many_are_kept_as_will_end_before_the_next_pass(
+    rows: Settings, monkeypatch: pytest.MonkeyPatch, turnover: float, seconds: float, chosen: int
+) -> None:
+    """Which comes later while enough is kept; what ended in a longer time than that says little, and nothing is kept without end."""
+    now = 100.0
+    monkeypatch.setattr(orchestrator, "time", SimpleNamespace(monotonic=lambda: now))
+    r.add_worker(slots=2)
+    for _ in range(60):
+        r.insert()
+    dispatcher = Dispatcher(rows, r.Nudges(), _Keeping(turnover))  # type: ignore[arg-type]
+    dispatcher.run_pass()
+    now += seconds
+    assert dispatcher.run_pass() == chosen
 
 
 class _Few(NoSlots):

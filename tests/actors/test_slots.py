@@ -181,6 +181,23 @@ def test_what_is_kept_starts_with_the_ends_that_free_slots_for_it(rows: Settings
     assert all(r.kinds(task_id) == ["queued", "dispatched", "started", "succeeded"] for task_id in ids)
 
 
+@pytest.mark.usefixtures("no_pass")
+def test_there_is_plenty_while_a_task_is_kept_for_each_slot(rows: Settings) -> None:
+    """Then another pass is not needed soon."""
+    go_on = threading.Semaphore(0)
+    with _crew(rows, 2) as crew:
+        crew.act = lambda payload, task: go_on.acquire(timeout=60)
+        ids = [r.insert() for _ in range(4)]
+        assert not crew.runner.has_plenty()
+        assert crew.runner.start(_look(), keeps=True) == 4
+        assert crew.runner.has_plenty()
+        go_on.release()
+        wait_for("the next to start", lambda: _statuses(ids).count(QUEUED) == 1)
+        assert not crew.runner.has_plenty()
+        go_on.release(3)
+        assert _wait_for_ends(ids) == [SUCCEEDED] * 4
+
+
 def test_nothing_is_kept_where_it_could_start_elsewhere(rows: Settings) -> None:
     """Nor by a worker that is not known any more, or about to stop."""
     with _crew(rows, 1) as crew:
