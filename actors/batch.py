@@ -14,8 +14,8 @@ from tower.lifecycle import Outcome
 
 #: A type is quick if its handler took less than this lately, and how much the last time counts beside those before.
 _QUICK_S, _WEIGHT = 0.002, 0.2
-#: A task is short if its handler took less than this, more than twice the time from one pass to the next under load: slots whose tasks
-#: take longer find enough of what waits at the workers anyway.
+#: A task is short if its handler took less than this, more than twice the time from one pass to the next while little is kept: slots whose
+#: tasks take longer find enough of what waits at the workers anyway.
 _SHORT_S = 0.1
 #: How often batches are looked at: one that is seen twice has all but the task under way taken away.
 _LOOK_S = 0.02

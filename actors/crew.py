@@ -34,8 +34,8 @@ _SWITCH_S = 0.001
 #: Database connections beside one for each slot: control threads, pulse, sweep.
 _SPARE_CONNECTIONS = CONTROL_THREADS + 4
 
-#: Seconds from one pass, or batch of traces, to the next; and under load, where it counts what each of them costs: a pass is late enough
-#: while enough tasks are kept for the slots, and the next folder while others are made.
+#: Seconds from one pass, or batch of traces, to the next; and under load, where they are further apart since each of them costs. A pass
+#: can wait while enough tasks are kept for the slots, and folders while many are asked for.
 _DECIDE_S, _TRACE_S, _LOADED_S = 0.04, 0.05, 0.12
 
 #: Lower goes first among messages that wait inside a process.
@@ -139,7 +139,7 @@ class Crew(Middleware):
         self._dispatcher.slots = self._runner
         self._worker.start(self._runner.look, lambda: self._dispatcher.due_s, self._runner.abandon)
         decide = partial(self._decide, self._runner)
-        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, decide, _DECIDE_S, loaded_s=_LOADED_S, has_time=self._runner.has_plenty)}
+        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, decide, _DECIDE_S, loaded_s=_LOADED_S, can_wait=self._runner.has_plenty)}
         if write_trace:
             self._tracer.follow_power_cut()
             self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all, _TRACE_S, loaded_s=_LOADED_S)

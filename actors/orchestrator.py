@@ -51,6 +51,9 @@ class Slots(Protocol):
         Returns None if they have to be dispatched first.
         """
 
+    def would_keep(self, walk: "Walk") -> bool:
+        """Whether what has to be dispatched now would be kept, if nothing that was dispatched before waited for a slot."""
+
     def offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
         """Give free slots tasks that were dispatched; return those for which there are none."""
 
@@ -68,6 +71,10 @@ class NoSlots(Slots):
     def start(self, walk: "Walk", *, keeps: bool) -> int | None:
         """Return None."""
         return None
+
+    def would_keep(self, walk: "Walk") -> bool:
+        """Return False."""
+        return False
 
     def offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
         """Return them all."""
@@ -130,7 +137,7 @@ class Dispatcher:
         ready = self._ready(asked[-_MOST_ASKED:])
         self._idle_since = math.inf if ready.waits_s is not None else time.monotonic()
         if ready.waits_s is None:
-            self._ahead()  # what ended while nothing waited says little of what comes
+            self._count_ends()  # what ended while nothing waited says little of what comes
             return started
         if asked and not ready.is_asked and not self._was_cut_short and 0 <= ready.waits_s < _NEW_S:
             self._be_due(_NEW_S)
@@ -138,12 +145,20 @@ class Dispatcher:
         return started + self._start_some(self._ahead())
 
     def _ahead(self) -> float:
-        """Return how many tasks may wait at the workers, per slot: about as many as will end before there is another pass."""
-        now = time.monotonic()
-        ended, since, self._counted_at = self.slots.take_turnover(), now - self._counted_at, now
-        if self._is_kept and since < _KEPT_S:
-            return min(max(PREFETCH, ended * _KEPT_S / max(since, 0.001)), _MOST_KEPT)
+        """Return how many tasks may wait at the workers, per slot: as many as have ended since the last pass.
+
+        After a pass whose choice is kept, as many as will have ended in the time until the next one, unless that has just passed.
+        """
+        ended, seconds = self._count_ends()
+        if self._is_kept and seconds < _KEPT_S:
+            return min(max(PREFETCH, ended * _KEPT_S / max(seconds, 0.001)), _MOST_KEPT)
         return min(max(PREFETCH, ended), _MOST_AHEAD)
+
+    def _count_ends(self) -> tuple[float, float]:
+        """Return how many short tasks a slot has ended since this was asked last, and how many seconds ago that was."""
+        now = time.monotonic()
+        seconds, self._counted_at = now - self._counted_at, now
+        return self.slots.take_turnover(), seconds
 
     def _start_some(self, ahead: float) -> int:
         """Mark as dispatched what may start now, and have it started; so many tasks may wait at the workers, per slot.
@@ -158,8 +173,14 @@ class Dispatcher:
             if not walk.chosen:
                 return 0
             fault("dispatch.before_commit")
-            started = self.slots.start(walk, keeps=ahead > PREFETCH)
-            self._is_kept = started is not None
+            keeps = ahead > PREFETCH
+            started = self.slots.start(walk, keeps=keeps)
+            self._is_kept = keeps and started is not None
+            # To dispatch is a promise to start, so less of it waits; none, where it would keep the next pass from keeping instead.
+            most = PREFETCH if self.slots.would_keep(walk) else _MOST_AHEAD
+            if started is None and ahead > most:
+                ahead = most
+                continue
             if started is None:
                 started = self._dispatch(walk)
             if 0 < started < len(walk.chosen):  # the others are held by somebody, or were cancelled

@@ -91,7 +91,7 @@ class Runner:
         ours = set(self._worker.queues)
         if not walk.queues <= ours or walk.load.unclaimed & ours:
             return None
-        keeps = keeps and walk.load.workers == {self._worker.id} and not self._worker.stopping
+        keeps = keeps and self.would_keep(walk)
         slots = self._worker.take_slots(len(walk.chosen), all_or_none=not keeps)
         if not slots and not keeps:
             return None
@@ -102,8 +102,12 @@ class Runner:
         return min(began + self._desk.kept, len(walk.chosen)) if self._desk.holds(choice) else 0
 
     def has_plenty(self) -> bool:
-        """Whether there is a task for each slot, and each of these has one: then another pass is not needed soon."""
-        return self._desk.kept >= self._worker.slots
+        """Whether every slot is busy and has a task kept for it: then another pass is not needed soon."""
+        return self._desk.kept >= self._worker.slots and not self._worker.free_slots
+
+    def would_keep(self, walk: Walk) -> bool:
+        """Whether what has to be dispatched now would be kept, if nothing that was dispatched before waited for a slot."""
+        return walk.queues <= set(self._worker.queues) and walk.load.workers == {self._worker.id} and not self._worker.stopping
 
     def recall(self) -> None:
         """Start no more of what was kept: another pass chooses anew."""

@@ -27,8 +27,8 @@ from tower.settings import Settings, child_environment
 
 #: Folders asked for at once that are worth another process, and the seconds without any after which it ends.
 _MANY, _IDLE_S = 8, 60.0
-#: How long it may take for an answer, and how long it is left alone after it failed.
-_PATIENCE_S, _PAUSE_S = 3.0, 30.0
+#: How long it may take for an answer, and for each folder beside that, and how long it is left alone after it failed.
+_PATIENCE_S, _FOLDER_S, _PAUSE_S = 3.0, 0.05, 30.0
 #: How long it may take to start, and to end.
 _START_S, _STOP_S = 30.0, 1.0
 
@@ -117,10 +117,10 @@ class Scribe:
                     if time.monotonic() - self._launched_at > _START_S:
                         raise TimeoutError(f"it did not start within {_START_S:g} s")
                     return {}  # it takes half a second
-                _read(process)
+                _read(process, _PATIENCE_S)
                 self._has_said_hello = True
             _write(process, ids)
-            return {task_id: Mark(**told) for task_id, told in _read(process).items()}
+            return {task_id: Mark(**told) for task_id, told in _read(process, _PATIENCE_S + _FOLDER_S * len(ids)).items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             self._forget(process)
             process.kill()
@@ -146,13 +146,13 @@ def _write(process: subprocess.Popen[bytes], told: object) -> None:
     process.stdin.write(json.dumps(told).encode() + b"\n")
 
 
-def _read(process: subprocess.Popen[bytes]) -> Any:
-    """Return what it says next; raise OSError if it says nothing for too long, or has ended."""
+def _read(process: subprocess.Popen[bytes], seconds: float) -> Any:
+    """Return what it says next; raise OSError if it has not said it all in so many seconds, or has ended."""
     assert process.stdout is not None  # noqa: S101  # we asked for a pipe
-    deadline, line = time.monotonic() + _PATIENCE_S, b""
+    deadline, line = time.monotonic() + seconds, b""
     while not line.endswith(b"\n"):
         if not _is_readable(process.stdout, max(0.0, deadline - time.monotonic())):
-            raise TimeoutError(f"nothing for {_PATIENCE_S:g} s")
+            raise TimeoutError(f"nothing for {seconds:g} s")
         data = process.stdout.read(65536)
         if not data:
             raise BrokenPipeError("it has ended")

@@ -387,21 +387,21 @@ def test_an_errand_that_is_asked_for_many_things_at_a_time_takes_its_time() -> N
     assert began[1] - began[0] >= 0.2
 
 
-def test_an_errand_that_can_be_asked_takes_its_time_only_while_it_has_time() -> None:
+def test_an_errand_that_can_be_asked_takes_its_time_only_while_it_can_wait() -> None:
     """However many things it is asked for: what it has time for may be over at any moment."""
-    began, has_time = list[float](), True
-    errand = Errand("test", lambda asked: began.append(time.monotonic()), loaded_s=1e9, has_time=lambda: has_time)
+    began, can_wait = list[float](), True
+    errand = Errand("test", lambda asked: began.append(time.monotonic()), loaded_s=1e9, can_wait=lambda: can_wait)
     for number in range(9):
         errand.ask(str(number))
     errand._began_at = time.monotonic()
     errand.start()
     errand._thread.join(0.1)
     assert not began
-    has_time = False
+    can_wait = False
     wait_for("the many", lambda: bool(began))
     errand.ask("one more")
     wait_for("the one", lambda: len(began) == 2)
-    has_time = True
+    can_wait = True
     errand.ask("the last")
     errand.stop()
     assert len(began) == 3

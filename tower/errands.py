@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 
 from tower.errors import Unavailable
 
-#: An errand that is asked for more than so many things at a time is under load.
+#: An errand that is asked for more than so many things at a time is under load, unless it is told otherwise.
 _MANY = 8
-#: How often one that has time looks whether it still has.
+#: How often one that can wait looks whether it still can.
 _LOOK_S = 0.01
 
 _log = logging.getLogger(__name__)
@@ -19,8 +19,8 @@ class Errand:
     """A thread that does one actor's work; what it is asked for while it works, it does together.
 
     It begins at once when it has been idle, else `pace_s` after it began last: under load more comes together, and costs less. While
-    it is asked for one thing at a time, a quarter of that is enough. For many at a time it takes `loaded_s`, or, if it can be asked
-    whether it `has_time`, only while it has.
+    it is asked for one thing at a time, a quarter of that is enough. It takes `loaded_s` when it is asked for many at a time, or, with
+    `can_wait`, while that is true, whatever it is asked for.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Errand:
         pace_s: float = 0.0,
         *,
         loaded_s: float | None = None,
-        has_time: Callable[[], bool] | None = None,
+        can_wait: Callable[[], bool] | None = None,
     ) -> None:
         self._name, self._work, self._pace_s = name, work, pace_s
         self._loaded_s = pace_s if loaded_s is None else loaded_s
-        self._has_time = has_time
+        self._can_wait = can_wait
         #: When it began last, and for how many things.
         self._began_at, self._began_for = 0.0, 0
         self._asked: dict[str, None] = {}
@@ -74,7 +74,7 @@ class Errand:
             while not self._asked and not self._is_ending:
                 self._change.wait()
         while (early := self._began_at + self._pause_s() - time.monotonic()) > 0 and not self._is_ending:
-            time.sleep(min(early, _LOOK_S) if self._has_time else early)
+            time.sleep(min(early, _LOOK_S) if self._can_wait else early)
         with self._change:
             asked = list(self._asked)
             self._asked.clear()
@@ -82,7 +82,8 @@ class Errand:
         return asked
 
     def _pause_s(self) -> float:
-        if self._has_time() if self._has_time else self._began_for > _MANY:
+        is_loaded = self._can_wait() if self._can_wait else self._began_for > _MANY
+        if is_loaded:
             return self._loaded_s
         return self._pace_s if self._began_for > 1 else self._pace_s / 4
 

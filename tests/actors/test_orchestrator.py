@@ -119,6 +119,26 @@ def test_as_many_are_kept_as_will_end_before_the_next_pass(
     assert dispatcher.run_pass() == chosen
 
 
+class _Steady(_Keeping):
+    """One of several workers, for which nothing is kept."""
+
+    def start(self, walk: Walk, *, keeps: bool) -> int | None:
+        return None
+
+
+def test_no_more_is_dispatched_than_has_ended_however_soon_the_next_pass_comes(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is dispatched is as good as started: a more urgent task comes after it."""
+    now = 100.0
+    monkeypatch.setattr(orchestrator, "time", SimpleNamespace(monotonic=lambda: now))
+    r.add_worker(slots=2)
+    for _ in range(60):
+        r.insert()
+    dispatcher = Dispatcher(rows, r.Nudges(), _Steady(1.4))  # type: ignore[arg-type]
+    assert dispatcher.run_pass() == 5
+    now += 0.05
+    assert dispatcher.run_pass() == 0
+
+
 class _Few(NoSlots):
     """A worker that starts one task at most, since somebody holds the others."""
 

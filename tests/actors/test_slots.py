@@ -21,7 +21,7 @@ from tower import db, lifecycle, load, queries, sqlite
 from tower.broker import ORCHESTRATE
 from tower.errands import Errand
 from tower.handler import Fail, HandlerType, Registry, TaskContext
-from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, Worker
+from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, Task, Worker
 from tower.settings import Settings
 
 
@@ -196,6 +196,30 @@ def test_there_is_plenty_while_a_task_is_kept_for_each_slot(rows: Settings) -> N
         assert not crew.runner.has_plenty()
         go_on.release(3)
         assert _wait_for_ends(ids) == [SUCCEEDED] * 4
+        crew.runner._desk.keep([r.insert() for _ in range(4)], 0)
+        assert not crew.runner.has_plenty(), "slots are free"
+
+
+@pytest.mark.usefixtures("no_pass")
+@pytest.mark.parametrize(("joins", "dispatched"), [(False, 1), (True, 2 + 8 * 4)])
+def test_no_more_is_dispatched_than_before_for_what_was_kept(rows: Settings, joins: bool, dispatched: int) -> None:
+    """Next to nothing while the only worker could keep it but for what was dispatched earlier, else it could never keep any again."""
+    go_on = threading.Event()
+    with _crew(rows, 2) as crew:
+        crew.act = lambda payload, task: go_on.wait(60)
+        for _ in range(120):
+            r.insert()
+        crew.be_busy()
+        assert crew.dispatcher.run_pass() == 2 + 8 * 2
+        if joins:
+            r.add_worker("w2", slots=2)
+        else:
+            r.dispatch(r.insert())
+        crew.be_busy()
+        crew.dispatcher.run_pass()
+        assert db.read(lambda: Task.select().where(Task.status == DISPATCHED).count()) == dispatched
+        crew.worker.take_no_more()
+        go_on.set()
 
 
 def test_nothing_is_kept_where_it_could_start_elsewhere(rows: Settings) -> None:
