@@ -94,6 +94,10 @@ class Crew(Middleware):
         self._dispatcher.answer(asked)
         runner.fill()
 
+    def _can_wait(self) -> bool:
+        """Whether nothing would be gained by another pass soon."""
+        return self._runner is not None and self._runner.has_plenty() and not self._dispatcher.is_held_up
+
     def before_worker_boot(self, broker: dramatiq.Broker, worker: Any) -> None:
         """Let the server go first, make room for the control actors beside the slots, and start beating."""
         if not self._settings.embedded:
@@ -139,7 +143,7 @@ class Crew(Middleware):
         self._dispatcher.slots = self._runner
         self._worker.start(self._runner.look, lambda: self._dispatcher.due_s, self._runner.abandon)
         decide = partial(self._decide, self._runner)
-        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, decide, _DECIDE_S, loaded_s=_LOADED_S, can_wait=self._runner.has_plenty)}
+        self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, decide, _DECIDE_S, loaded_s=_LOADED_S, can_wait=self._can_wait)}
         if write_trace:
             self._tracer.follow_power_cut()
             self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all, _TRACE_S, loaded_s=_LOADED_S)

@@ -14,7 +14,22 @@ from peewee import Tuple, ValuesList
 
 from tower import db, lifecycle, load, queries, reminders
 from tower.broker import Nudger, handler_actor
-from tower.decision import CONCURRENCY_KEY, KEY, PREFETCH, RATE_LIMIT, TYPE, Load, Row, choose, obstacle, openings
+from tower.decision import (
+    CONCURRENCY_KEY,
+    KEY,
+    PREFETCH,
+    QUARANTINE,
+    QUEUE_LIMIT,
+    RATE_LIMIT,
+    TOWER_LIMIT,
+    TYPE,
+    TYPE_LIMIT,
+    Load,
+    Row,
+    choose,
+    obstacle,
+    openings,
+)
 from tower.faults import fault
 from tower.models import RUNNING, Task, in_line
 from tower.reminders import Nudge
@@ -27,6 +42,8 @@ _LOCKED_S = 1.0
 #: As many tasks wait at the workers as short ones have ended since the last pass, but per slot no more than this. Of those that are kept,
 #: as many as will have ended in so many seconds, since passes are further apart then.
 _MOST_AHEAD, _MOST_KEPT, _KEPT_S = 8.0, 24.0, 0.15
+#: What keeps a task from starting until another one ends, though slots are free.
+_UNTIL_AN_END = frozenset({CONCURRENCY_KEY, QUARANTINE, TYPE_LIMIT, QUEUE_LIMIT, TOWER_LIMIT})
 #: Waiting tasks looked at together.
 PAGE = 200
 #: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
@@ -93,6 +110,8 @@ class Dispatcher:
         self._was_cut_short = False
         #: When the last pass found nothing that waits; who asks a while after that most likely speaks of a new task.
         self._idle_since = math.inf
+        #: Whether a task waits for nothing but the end of certain others: then no pass can wait.
+        self.is_held_up = False
         #: Whether what the last pass chose is kept, and when the ends of short tasks were counted last.
         self._is_kept, self._counted_at = False, 0.0
         self._turn = threading.Lock()
@@ -239,6 +258,7 @@ class Dispatcher:
         if walk.frees_at is not None:
             self._be_due(walk.frees_at - walk.load.now)
         self._was_cut_short = not walk.load.open_queues()
+        self.is_held_up = walk.is_held_up
         return walk
 
 
@@ -254,6 +274,8 @@ class Walk:
         self._lanes = lanes
         #: When the first of the rates frees that hold up a task.
         self.frees_at: float | None = None
+        #: Whether the end of another task would let one start that was left.
+        self.is_held_up = False
         self._is_first = True
         self._is_over = False
         self._after: tuple[float, str] | None = None
@@ -327,6 +349,7 @@ class Walk:
         """Note what the tasks that were left wait for: others with the same key and limit need not be looked at."""
         for row in left:
             found = obstacle(row, self.load)
+            self.is_held_up = self.is_held_up or (found is not None and found.reason in _UNTIL_AN_END)
             if found and found.reason == CONCURRENCY_KEY:
                 self._blocked_keys.add((row["concurrency_key"], row["concurrency_limit"]))
             elif found and found.reason == RATE_LIMIT:

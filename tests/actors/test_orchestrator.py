@@ -119,6 +119,33 @@ def test_as_many_are_kept_as_will_end_before_the_next_pass(
     assert dispatcher.run_pass() == chosen
 
 
+@pytest.mark.parametrize(
+    ("what", "count", "is_held_up"), [({}, 9, False), ({"concurrency_key": "repo"}, 2, True), ({"concurrency_key": "repo"}, 1, False)]
+)
+def test_no_pass_can_wait_while_the_end_of_a_task_would_let_another_start(
+    dispatcher: Dispatcher, what: dict[str, Any], count: int, is_held_up: bool
+) -> None:
+    """Slots that are busy and have enough to do say nothing of those that wait for a key."""
+    r.add_worker(slots=2)
+    for _ in range(count):
+        r.insert(**what)
+    dispatcher.run_pass()
+    assert dispatcher.is_held_up is is_held_up
+
+
+def test_a_pass_can_wait_again_when_what_held_up_others_has_ended(dispatcher: Dispatcher) -> None:
+    """It is known from the last pass."""
+    r.add_worker(slots=2)
+    first, _ = r.insert(concurrency_key="repo"), r.insert(concurrency_key="repo")
+    dispatcher.run_pass()
+    assert dispatcher.is_held_up
+    claim = r.claim(first)
+    assert claim
+    db.unit(lambda: lifecycle.finish(claim, Outcome(SUCCEEDED), new_id()))
+    dispatcher.run_pass()
+    assert not dispatcher.is_held_up
+
+
 class _Steady(_Keeping):
     """One of several workers, for which nothing is kept."""
 
