@@ -195,12 +195,12 @@ class Dispatcher:
             keeps = ahead > PREFETCH
             started = self.slots.start(walk, keeps=keeps)
             self._is_kept = keeps and started is not None
-            # To dispatch is a promise to start, so less of it waits; none, where it would keep the next pass from keeping instead.
-            most = PREFETCH if self.slots.would_keep(walk) else _MOST_AHEAD
-            if started is None and ahead > most:
-                ahead = most
-                continue
             if started is None:
+                # What is dispatched is as good as started, so less of it waits; least where it would keep the next pass from keeping.
+                most = PREFETCH if self.slots.would_keep(walk) else _MOST_AHEAD
+                if ahead > most:
+                    ahead = most
+                    continue
                 started = self._dispatch(walk)
             if 0 < started < len(walk.chosen):  # the others are held by somebody, or were cancelled
                 self._be_due(_NEW_S)
