@@ -21,8 +21,8 @@ class Some:
 class Kept:
     """Tasks that a pass has chosen and that stay queued until slots are free; none starts once anybody else has decided.
 
-    Who starts some has a turn, since each start is a decision and two cannot build on the same one. Nobody waits for its end for longer
-    than a moment, since it may take as long as the database is away.
+    Who starts some has a turn, since each start is a decision and two cannot build on the same one. Whoever comes meanwhile waits for its
+    end, but for no longer than a moment, since it may take as long as the database is away.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Kept:
     def put(self, ids: Sequence[str], token: int) -> int:
         """Keep these in place of those that are left, once no turn is under way, or a moment later; return the number of this choice."""
         with self._change:
-            self._change.wait_for(lambda: not self._is_turn, _TURN_S)
+            self._wait_for_turn()
             self._ids, self._token, self._choice = deque(ids), token, self._choice + 1
             return self._choice
 
@@ -48,12 +48,19 @@ class Kept:
         return self._choice == choice
 
     def take(self, most: int) -> Some:
-        """Begin a turn with the first of them, up to `end`; with none if there are none, or somebody has his turn."""
+        """Begin a turn with the first of them, up to `end`; with none if there are none, or somebody's turn does not end.
+
+        Who took none for a moment's turn of another would leave his slots idle until the next pass.
+        """
         with self._change:
-            if self._is_turn or not self._ids or not most:
+            if not most or not self._ids or not self._wait_for_turn() or not self._ids:
                 return Some()
             self._is_turn = True
             return Some([self._ids.popleft() for _ in range(min(most, len(self._ids)))], self._token, self._choice)
+
+    def _wait_for_turn(self) -> bool:
+        """Wait a moment for the end of the turn under way; return whether there is none any more."""
+        return self._change.wait_for(lambda: not self._is_turn, _TURN_S)
 
     def end(self, some: Some, token: int, *, is_good: bool) -> None:
         """End a turn: what is left builds on its decision, or, if nothing came of that since somebody else had decided, is dropped."""
