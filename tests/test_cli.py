@@ -541,7 +541,11 @@ def test_what_is_limited_or_paused_is_listed_and_explained(run: Run) -> None:
     assert "starts: nobody can tell (type echo is paused, and nobody knows until when)" in why
     assert run("why", waiting, "--json").document["reason"] == "paused"
 
-    for undo in (["resume", "type", "echo"], ["limit", "tower", "--off"], ["limit", "key", "repo:acme/api", "--off"]):
+    assert re.search(rf"^why it waits: +tower why {waiting}$", run("show", waiting).out, re.MULTILINE)
+
+    undone = run("resume", "type", "echo")
+    assert (undone.code, undone.out, undone.err) == (0, "", "Nothing limits or pauses type echo now.\n")
+    for undo in (["limit", "tower", "--off"], ["limit", "key", "repo:acme/api", "--off"]):
         assert run(*undo).code == 0
     run("limit", "rate", "api:git hub", "--off")
     assert run("rules").out == ""

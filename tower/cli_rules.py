@@ -97,7 +97,12 @@ def rules(client: Client, as_json: bool) -> None:
 
 
 def _tell(rule: dict[str, Any], as_json: bool) -> None:
-    click.echo(present.document(rule) if as_json else present.rules([rule]))
+    if as_json:
+        click.echo(present.document(rule))
+    elif rule["max_running"] or rule["rate"] or rule["paused_at"]:
+        click.echo(present.rules([rule]))
+    else:
+        click.echo(f"Nothing limits or pauses {' '.join(filter(None, (rule['kind'], rule['name'])))} now.", err=True)
 
 
 @click.command(epilog="Example: tower why 0192f0c1-2345-7abc-8def-0123456789ab")

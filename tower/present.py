@@ -47,6 +47,8 @@ def task(found: dict[str, Any]) -> str:
     facts[2:2] = [("status", _state(found)), ("attempt", _attempt(found))]
     facts += [("labels", " ".join(f"{name}={value}" for name, value in found["labels"].items()))]
     facts += [(name, found[name]) for name in _TIMES]
+    if found["status"] in ("queued", "dispatched"):
+        facts.append(("why it waits", f"tower why {found['id']}"))
     lines = pairs((name, value) for name, value in facts if value)
     return "\n".join([lines, *_error_lines(found), *_values(found)])
 

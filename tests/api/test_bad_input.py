@@ -144,6 +144,7 @@ BAD_BODIES: dict[str, str | bytes] = {
     "a lone surrogate in a rate key": with_rate("key", r'"\ud800"'),
     "a rate with more": with_field("rate", '{"key":"a","limit":1,"per_s":1,"burst":9}'),
     "a rate key twice": with_field("rate", '{"key":"a","key":"b","limit":1,"per_s":1}'),
+    "a limit of no key": with_field("concurrency_limit", "2"),
     "a limit of none": with_field("concurrency_limit", "0"),
     "a limit below zero": with_field("concurrency_limit", "-1"),
     "a limit over 10,000": with_field("concurrency_limit", "10001"),

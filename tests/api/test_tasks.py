@@ -469,6 +469,13 @@ def test_who_asks_is_one_line(api: Tower, by: str) -> None:
     assert api.task(task_id)["status"] == "queued"
 
 
+def test_a_limit_without_the_key_that_it_is_for_is_refused(api: Tower) -> None:
+    """Whoever gives one means to hold tasks back, and nothing would."""
+    told = is_problem(api.client.post("/tasks/enqueue", json={"type": "echo", "concurrency_limit": 2}), 422, "invalid_field")
+    assert told["field"] == "concurrency_limit"
+    assert "concurrency_limit=2 is for tasks that share a concurrency_key" in told["detail"]
+
+
 def test_a_task_that_could_never_start_is_refused(api: Tower) -> None:
     """Rather than kept waiting for a moment after its last one."""
     times = {"not_before": "2032-01-01T00:00:00Z", "expires_at": "2031-01-01T00:00:00Z"}
