@@ -405,6 +405,11 @@ def aside(column: str) -> str:
     return f"({column} || '')" if is_postgres() else column
 
 
+def place_of(text: str, column: Any) -> Any:
+    """Return where a text stands in a column, from 1 on, 0 if nowhere, as SQL; not to look at case takes Postgres several times as long."""
+    return (peewee.fn.STRPOS if is_postgres() else peewee.fn.INSTR)(column, text)
+
+
 #: Runs a SELECT and yields its rows, a few held in memory at a time.
 Rows = Callable[[str], Iterator[tuple[Any, ...]]]
 

@@ -1,6 +1,7 @@
 """Questions to the rows that change nothing. Each runs inside `db.read`."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from tower.models import (
 #: The columns of a list: everything but the texts that may be large.
 SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
 _SLIM = ", ".join(field.column_name for field in SLIM)
+#: What a part of the name of a type may look like, and the beginning of an id.
+_OF_TYPE, _OF_ID = re.compile(r"[a-z0-9_.-]+"), re.compile(r"[0-9a-f-]{1,36}")
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def conditions(chosen: Filter) -> list[Any]:
     for key, value in (*chosen.labels, *chosen.within_labels):
         found.append(Task.id << TaskLabel.select(TaskLabel.task_id).where(TaskLabel.key == key, TaskLabel.value == value))
     if chosen.text:
-        found.append(Task.title.contains(chosen.text) | Task.type.contains(chosen.text) | Task.id.startswith(chosen.text.lower()))
+        found.append(_mentions(chosen.text))
     if chosen.error_codes:
         found.append(Task.error_code << list(chosen.error_codes))
     if chosen.correlation_id:
@@ -141,6 +144,16 @@ def conditions(chosen: Filter) -> list[Any]:
         found.append(Task.id >= chosen.not_older_than)
     if chosen.retried is not None:
         found.append(is_repeated() if chosen.retried else ~is_repeated())
+    return found
+
+
+def _mentions(text: str) -> Any:
+    """Return the condition that a text is in the title or the type of a task, or begins its id; where it cannot be, nobody looks."""
+    found, low = Task.title.contains(text), text.lower()
+    if _OF_TYPE.fullmatch(low):
+        found |= db.place_of(low, Task.type) > 0
+    if _OF_ID.fullmatch(low):
+        found |= fn.SUBSTR(Task.id, 1, len(low)) == low
     return found
 
 
