@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: How long a choice waits for a start that is under way: about as long as one takes, since that is most likely a decision of its own.
+#: How long a choice, or another start, waits for one that is under way: about as long as one takes, since that is most likely a decision
+#: of its own.
 _TURN_S = 0.05
 
 
@@ -29,6 +30,8 @@ class Kept:
         self._ids = deque[str]()
         self._token = self._choice = 0
         self._is_turn = False
+        #: How many choices wait for the end of a turn; they go before the starts that wait for it.
+        self._choosing = 0
         self._change = threading.Condition()
 
     @property
@@ -39,7 +42,10 @@ class Kept:
     def put(self, ids: Sequence[str], token: int) -> int:
         """Keep these in place of those that are left, once no turn is under way, or a moment later; return the number of this choice."""
         with self._change:
-            self._wait_for_turn()
+            self._choosing += 1
+            self._change.wait_for(lambda: not self._is_turn, _TURN_S)
+            self._choosing -= 1
+            self._change.notify_all()
             self._ids, self._token, self._choice = deque(ids), token, self._choice + 1
             return self._choice
 
@@ -53,14 +59,13 @@ class Kept:
         Who took none for a moment's turn of another would leave his slots idle until the next pass.
         """
         with self._change:
-            if not most or not self._ids or not self._wait_for_turn() or not self._ids:
+            if not most or not self._ids:
+                return Some()
+            is_free = self._change.wait_for(lambda: not (self._is_turn or self._choosing), _TURN_S)
+            if not is_free or not self._ids:
                 return Some()
             self._is_turn = True
             return Some([self._ids.popleft() for _ in range(min(most, len(self._ids)))], self._token, self._choice)
-
-    def _wait_for_turn(self) -> bool:
-        """Wait a moment for the end of the turn under way; return whether there is none any more."""
-        return self._change.wait_for(lambda: not self._is_turn, _TURN_S)
 
     def end(self, some: Some, token: int, *, is_good: bool) -> None:
         """End a turn: what is left builds on its decision, or, if nothing came of that since somebody else had decided, is dropped."""

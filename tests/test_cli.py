@@ -276,6 +276,7 @@ def test_waiting_for_a_task_that_fails_exits_1(run: Run) -> None:
     assert "] broken\n" in told.out
     assert re.search(r"^tower: Task \S+ failed: sh exited with code 3\. .* \(exit_nonzero\)$", told.err.strip())
     shown = run("show", told.out.split()[0]).out
+    assert "why it waits" not in shown
     assert re.search(r"^status: +failed \(exit_nonzero\)$", shown, re.MULTILINE)
     assert "\ntail:\n  broken\n" in shown
 
@@ -526,7 +527,7 @@ def test_what_is_limited_or_paused_is_listed_and_explained(run: Run) -> None:
     """Set, look, ask why a task waits, and take it all off again."""
     assert run("rules") == Told(0, "", "Nothing is limited or paused.\n")
     assert run("limit", "key", "repo:acme/api", "--max-running", "2", "--json").document["max_running"] == 2
-    run("limit", "rate", "api:git hub", "--rate", "10/60")
+    assert run("limit", "rate", "api:git hub", "--rate", "10/60").out.splitlines()[1:] == ["rate  api:git hub               10/60s"]
     run("limit", "tower", "--max-running", "50")
     run("pause", "type", "echo", "--by", "alice", "--reason", "upgrade")
 
@@ -544,9 +545,10 @@ def test_what_is_limited_or_paused_is_listed_and_explained(run: Run) -> None:
     assert re.search(rf"^why it waits: +tower why {waiting}$", run("show", waiting).out, re.MULTILINE)
 
     undone = run("resume", "type", "echo")
-    assert (undone.code, undone.out, undone.err) == (0, "", "Nothing limits or pauses type echo now.\n")
-    for undo in (["limit", "tower", "--off"], ["limit", "key", "repo:acme/api", "--off"]):
-        assert run(*undo).code == 0
+    assert (undone.code, undone.out, undone.err) == (0, "", "There is no rule for type echo any more; tower rules lists those in force.\n")
+    undone = run("limit", "tower", "--off")
+    assert (undone.code, undone.err) == (0, "There is no rule for the tower any more; tower rules lists those in force.\n")
+    assert run("limit", "key", "repo:acme/api", "--off").code == 0
     run("limit", "rate", "api:git hub", "--off")
     assert run("rules").out == ""
     assert run("limit", "queue", "defualt", "--max-running", "1").err.endswith("(queue_not_found)\n")

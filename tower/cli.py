@@ -115,7 +115,7 @@ def check(as_json: bool) -> None:
 @click.option("--max-attempts", type=int, help="Attempts that may fail; 1 makes it at most once.")
 @click.option("--idempotency-key", metavar="KEY", help="The same key and task give the same id.")
 @click.option("--concurrency-key", metavar="KEY", help="Tasks with the same key run one after the other.")
-@click.option("--concurrency-limit", type=click.IntRange(1), help="Or so many of them at once.")
+@click.option("--concurrency-limit", type=click.IntRange(1), help="Or so many with that key at once.")
 @click.option("--silence-s", type=float, help="Seconds without output after which it is timed out.")
 @click.option("--expires-at", metavar="TIME", help="Give it up if it has not started by this time.")
 @click.option("--parent-id", metavar="ID", help="The task that asks for it; it joins its tree.")

@@ -102,7 +102,8 @@ def _tell(rule: dict[str, Any], as_json: bool) -> None:
     elif rule["max_running"] or rule["rate"] or rule["paused_at"]:
         click.echo(present.rules([rule]))
     else:
-        click.echo(f"Nothing limits or pauses {' '.join(filter(None, (rule['kind'], rule['name'])))} now.", err=True)
+        place = f"{rule['kind']} {rule['name']}" if rule["name"] else "the tower"
+        click.echo(f"There is no rule for {place} any more; tower rules lists those in force.", err=True)
 
 
 @click.command(epilog="Example: tower why 0192f0c1-2345-7abc-8def-0123456789ab")

@@ -189,10 +189,10 @@ class EnhancedOrchestrator:
         if spec.expires_at and spec.not_before and spec.expires_at <= spec.not_before:
             said = f"expires_at={spec.expires_at} is not after not_before={spec.not_before}: it could never start. Give a later one."
             raise InvalidTask(said, code="invalid_field", field=f"{where}expires_at")
-        shared = kind.shares(checked, spec)
-        if spec.concurrency_limit and shared["concurrency_key"] is None:
-            said = f"concurrency_limit={spec.concurrency_limit} is for tasks that share a concurrency_key, and there is none: give one."
-            raise InvalidTask(said, code="invalid_field", field=f"{where}concurrency_limit")
+        if (spec.concurrency_limit or 1) > 1 and not (spec.concurrency_key or kind.concurrency_key):
+            said = f"concurrency_limit={spec.concurrency_limit} is for tasks that share a concurrency_key, and there is none: give one, or"
+            cure = f"limit the type with: tower limit type {kind.name} --max-running {spec.concurrency_limit}"
+            raise InvalidTask(f"{said} {cure}", code="invalid_field", field=f"{where}concurrency_limit")
         task_id = new_id()
         return NewTask(
             id=task_id,
@@ -215,7 +215,7 @@ class EnhancedOrchestrator:
             parent_id=spec.parent_id,
             expires_at=spec.latest_start(),
             silence_s=spec.silence_s or kind.silence_s,
-            **shared,
+            **kind.shares(checked, spec),
         )
 
     def cancel(self, task_id: str, by: str | None = None) -> str:

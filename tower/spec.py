@@ -112,7 +112,11 @@ class TaskSpec(BaseModel):
         None, description="At most concurrency_limit tasks with the same key run at once.", examples=["repo:acme/api"]
     )
     concurrency_limit: int | None = Field(
-        None, ge=1, le=10_000, description="One if absent; where tasks of a key differ, the lowest of those that run counts.", examples=[1]
+        None,
+        ge=1,
+        le=10_000,
+        description="How many with its concurrency_key, one if absent; where they differ, the lowest of those that run counts.",
+        examples=[1],
     )
     rate: Rate | None = Field(None, description="How often tasks with the same rate key may start.")
     parent_id: ParentId | None = Field(

@@ -366,28 +366,6 @@ def test_a_slot_that_becomes_free_while_a_pass_chooses_starts_what_that_keeps(ro
 
 
 @pytest.mark.usefixtures("no_pass")
-def test_a_slot_that_comes_during_the_turn_of_another_waits_for_it(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else it would be idle until the next pass, though a task is kept for it."""
-    start, goes_on, answers = lifecycle.start, threading.Event(), list[list[str]]()
-    monkeypatch.setattr("actors.kept._TURN_S", 20)
-    monkeypatch.setattr(lifecycle, "start", lambda *arguments: goes_on.wait(20) and start(*arguments))
-    with _crew(rows, 2) as crew:
-        ids = [r.insert() for _ in range(3)]
-        desk = crew.runner._desk
-        walk = _look()
-        desk.keep(walk.chosen, walk.load.token)
-        slots = [threading.Thread(target=lambda: answers.append([claim.id for claim in desk.claim(1).claims])) for _ in range(2)]
-        slots[0].start()
-        wait_for("its turn", lambda: desk._kept._is_turn)
-        slots[1].start()
-        wait_for("the other to wait, or to go without", lambda: desk._kept._change._waiters or not slots[1].is_alive())  # type: ignore[attr-defined]
-        goes_on.set()
-        for slot in slots:
-            slot.join(20)
-    assert sorted(answers) == [[ids[0]], [ids[1]]]
-
-
-@pytest.mark.usefixtures("no_pass")
 def test_a_start_of_what_is_kept_whose_answer_was_lost_is_recognised(rows: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs once, and what is kept behind it goes on."""
     start, tries = lifecycle.start, list[int]()

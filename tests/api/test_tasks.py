@@ -471,10 +471,13 @@ def test_who_asks_is_one_line(api: Tower, by: str) -> None:
 
 
 def test_a_limit_without_the_key_that_it_is_for_is_refused(api: Tower) -> None:
-    """Whoever gives one means to hold tasks back, and nothing would."""
-    told = is_problem(api.client.post("/tasks/enqueue", json={"type": "echo", "concurrency_limit": 2}), 422, "invalid_field")
-    assert told["field"] == "concurrency_limit"
-    assert "concurrency_limit=2 is for tasks that share a concurrency_key" in told["detail"]
+    """Whoever gives one means to hold tasks back, and nothing would; one at once is what each task says that has no key."""
+    batch = {"tasks": [{"type": "echo", "concurrency_limit": 1}, {"type": "echo", "concurrency_limit": 2}]}
+    told = is_problem(api.client.post("/tasks/enqueue/batch", json=batch), 422, "invalid_field")
+    assert told["field"] == "tasks.1.concurrency_limit"
+    assert told["detail"].startswith("concurrency_limit=2 is for tasks that share a concurrency_key")
+    assert told["detail"].endswith("tower limit type echo --max-running 2")
+    assert api.client.post("/tasks/enqueue", json=batch["tasks"][0]).status_code == 202
 
 
 def test_a_task_that_could_never_start_is_refused(api: Tower) -> None:

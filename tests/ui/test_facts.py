@@ -67,6 +67,19 @@ def test_a_time_finds_what_it_says_whatever_the_clock_that_made_the_id(rows: Set
     assert found(created_after=at + 0.001) == found(created_before=at) == found(created_after=1e17) == found(created_before=-1e17) == []
 
 
+@pytest.mark.usefixtures("rows")
+def test_a_text_finds_titles_types_and_beginnings_of_ids() -> None:
+    """Whatever their case; what could be a pattern is a letter."""
+    one, two = r.insert(type="run_tests.v2-x", title="Größer: 100%_"), r.insert(type="echo", title="tests")
+
+    def found(text: str) -> list[str]:
+        return [row["id"] for row in db.read(lambda: queries.tasks(Filter(text=text), before=None, limit=10))]
+
+    assert found("TESTS") == [two, one]
+    assert [found(text) for text in ("_tests.", "S.V2-X", "0%_", "größer:", one.upper(), one[:35])] == [[one]] * 6
+    assert [found(text) for text in ("runttests", "_", "%", "t%s", "echo ", one[1:], f"{one}0")] == [[], [one], [one], [], [], [], []]
+
+
 def test_views_belong_to_a_key(client: TestClient) -> None:
     """And there are only so many."""
     token = log_in(client, VIEWER)
