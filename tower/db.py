@@ -406,7 +406,7 @@ def aside(column: str) -> str:
 
 
 def place_of(text: str, column: Any) -> Any:
-    """Return where a text stands in a column, from 1 on, 0 if nowhere, as SQL; not to look at case takes Postgres several times as long."""
+    """Return where a text stands in a column, from 1 on, 0 if nowhere, as SQL; case counts, which takes Postgres a fraction of the time."""
     return (peewee.fn.STRPOS if is_postgres() else peewee.fn.INSTR)(column, text)
 
 

@@ -16,7 +16,7 @@ from tower.errands import Errand
 from tower.errors import Conflict, InvalidTask, TowerError, Unavailable
 from tower.faults import fault
 from tower.group import Gathering, Group, Told
-from tower.handler import Registry
+from tower.handler import HandlerType, Registry
 from tower.leases import locked
 from tower.lifecycle import NewTask
 from tower.log import Outage
@@ -186,13 +186,7 @@ class EnhancedOrchestrator:
         except InvalidTask as error:
             error.field = f"{where}{error.field}"
             raise
-        if spec.expires_at and spec.not_before and spec.expires_at <= spec.not_before:
-            said = f"expires_at={spec.expires_at} is not after not_before={spec.not_before}: it could never start. Give a later one."
-            raise InvalidTask(said, code="invalid_field", field=f"{where}expires_at")
-        if (spec.concurrency_limit or 1) > 1 and not (spec.concurrency_key or kind.concurrency_key):
-            said = f"concurrency_limit={spec.concurrency_limit} is for tasks that share a concurrency_key, and there is none: give one, or"
-            cure = f"limit the type with: tower limit type {kind.name} --max-running {spec.concurrency_limit}"
-            raise InvalidTask(f"{said} {cure}", code="invalid_field", field=f"{where}concurrency_limit")
+        _refuse_vain(spec, kind, where)
         task_id = new_id()
         return NewTask(
             id=task_id,
@@ -293,6 +287,19 @@ class EnhancedOrchestrator:
             problems.append(f"The broker does not answer ({broken}): tasks are accepted and {then}.")
         told["status"] = "unavailable" if told["database"] == "down" else "degraded" if problems else "ready"
         return {"status": told.pop("status"), **told, "problems": problems}
+
+
+def _refuse_vain(spec: TaskSpec, kind: HandlerType, where: str) -> None:
+    """Raise InvalidTask for what each field allows and all of them together make pointless."""
+    if spec.expires_at and spec.not_before and spec.expires_at <= spec.not_before:
+        said = f"expires_at={spec.expires_at} is not after not_before={spec.not_before}: it could never start. Give a later one."
+        raise InvalidTask(said, code="invalid_field", field=f"{where}expires_at")
+    limit = spec.concurrency_limit or 1
+    if limit > 1 and not (spec.concurrency_key or kind.concurrency_key):
+        said = f"concurrency_limit={limit} is for tasks that share a concurrency_key, and there is none: give one, or limit the type with:"
+        raise InvalidTask(
+            f"{said} tower limit type {kind.name} --max-running {limit}", code="invalid_field", field=f"{where}concurrency_limit"
+        )
 
 
 def _depends(tasks: Sequence[NewTask]) -> bool:
