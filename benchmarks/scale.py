@@ -134,6 +134,8 @@ def _make_history(stack: Stack, finished: int) -> None:
             run(f"INSERT INTO task_event ({columns}) SELECT {taken} FROM task_event, ({numbers}) AS ns WHERE task_id = '{model_id}'")
         if db.is_postgres():
             run("ANALYZE")
+        else:  # a history that grows by and by leaves no log of gigabytes, in which each page would be looked for first
+            wait_for("the log to be in its file", lambda: run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0, 120)
 
 
 def _statement(text: str) -> Any:
