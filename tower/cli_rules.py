@@ -103,7 +103,7 @@ def _tell(rule: dict[str, Any], as_json: bool) -> None:
         click.echo(present.rules([rule]))
     else:
         place = f"{rule['kind']} {rule['name']}" if rule["name"] else "the tower"
-        click.echo(f"There is no rule for {place} any more; tower rules lists those in force.", err=True)
+        click.echo(f"There is no rule for {present.plain(place)} any more; tower rules lists those in force.", err=True)
 
 
 @click.command(epilog="Example: tower why 0192f0c1-2345-7abc-8def-0123456789ab")

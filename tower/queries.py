@@ -33,8 +33,8 @@ from tower.models import (
 #: The columns of a list: everything but the texts that may be large.
 SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
 _SLIM = ", ".join(field.column_name for field in SLIM)
-#: What a part of the name of a type may look like, and the beginning of an id.
-_OF_TYPE, _OF_ID = re.compile(r"[a-z0-9_.-]+"), re.compile(r"[0-9a-f-]{1,36}")
+#: What an id begins with.
+_OF_ID = re.compile(r"[0-9a-f-]{1,36}")
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,10 @@ def conditions(chosen: Filter) -> list[Any]:
 
 
 def _mentions(text: str) -> Any:
-    """Return the condition that a text is in the title or the type of a task, or begins its id; where it cannot be, nobody looks."""
-    found, low = Task.title.contains(text), text.lower()
-    if _OF_TYPE.fullmatch(low):
-        found |= db.place_of(low, Task.type) > 0
-    if _OF_ID.fullmatch(low):
-        found |= fn.SUBSTR(Task.id, 1, len(low)) == low
-    return found
+    """Return the condition that a text is in the title or the type of a task, or begins its id; types and ids are lower case."""
+    low = text.lower()
+    found = Task.title.contains(text) | (db.place_of(low, Task.type) > 0)
+    return found | (fn.SUBSTR(Task.id, 1, len(low)) == low) if _OF_ID.fullmatch(low) else found
 
 
 def is_repeated() -> Any:
