@@ -7,7 +7,6 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -242,7 +241,7 @@ class Attempt:
         flushed = False
         with self._flush_lock:
             while piece := self._in_hand or self._next_part():
-                self._in_hand = replace(piece, is_doubtful=True)
+                self._in_hand = piece._replace(is_doubtful=True)
                 append = partial(leases.append_log, self.claim, piece.part, piece.text)
                 recognise = partial(leases.appended, self.claim, piece.part)
                 try:

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from actors.attempt import Attempt
 from tower.leases import Claim
@@ -21,8 +21,7 @@ _SHORT_S = 0.1
 _LOOK_S = 0.02
 
 
-@dataclass(frozen=True)
-class Done:
+class Done(NamedTuple):
     """An attempt whose handler has ended, and how, None if it was not called; nobody has recorded it yet."""
 
     attempt: Attempt

@@ -4,7 +4,6 @@ import json
 import logging
 import traceback
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def given_up(attempt: Attempt) -> Outcome:
 
     It is not tried again: the code that goes on could still be at work beside the next attempt.
     """
-    return replace(_stopped(attempt, _failed("handler_error", "The handler ignored its end.")), may_retry=False)
+    return _stopped(attempt, _failed("handler_error", "The handler ignored its end."))._replace(may_retry=False)
 
 
 def _call(attempt: Attempt, registry: Registry, settings: Settings) -> Outcome:
@@ -58,7 +57,7 @@ def _call(attempt: Attempt, registry: Registry, settings: Settings) -> Outcome:
     except BaseException as error:  # whatever a handler raises, SystemExit too, is the task's failure and not the worker's
         attempt.log(traceback.format_exc())
         outcome = _failed("handler_error", f"{type(error).__name__}: {error}")
-    return _as_type_says(kind, _stopped(attempt, replace(outcome, error=attempt.mask.value(outcome.error))))
+    return _as_type_says(kind, _stopped(attempt, outcome._replace(error=attempt.mask.value(outcome.error)) if outcome.error else outcome))
 
 
 def _succeeded(result: object, limit: int) -> Outcome:
@@ -119,7 +118,7 @@ def _as_type_says(kind: HandlerType | None, outcome: Outcome) -> Outcome:
     if kind is None or outcome.error is None:
         return outcome
     may_retry = outcome.may_retry and kind.may_retry(outcome.error["code"])
-    return replace(outcome, may_retry=may_retry, backoff=(kind.backoff_s, kind.backoff_ceiling_s))
+    return outcome._replace(may_retry=may_retry, backoff=(kind.backoff_s, kind.backoff_ceiling_s))
 
 
 def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
@@ -135,7 +134,7 @@ def _stopped(attempt: Attempt, outcome: Outcome) -> Outcome:
 
 
 def _timed_out(code: str, message: str, outcome: Outcome) -> Outcome:
-    return replace(outcome, status=TIMED_OUT, result=None, error={"code": code, "message": message}, may_retry=True, retry_after_s=None)
+    return outcome._replace(status=TIMED_OUT, result=None, error={"code": code, "message": message}, may_retry=True, retry_after_s=None)
 
 
 def _plain(details: dict[str, object]) -> dict[str, object]:

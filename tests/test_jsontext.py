@@ -31,6 +31,7 @@ def test_what_any_writer_makes_of_a_value_is_read_back_equal(value: Any, ascii_o
     """Both ways to write text give the same value, and so does our own."""
     assert repr(jsontext.loads(json.dumps(value, ensure_ascii=ascii_only).encode())) == repr(value)
     assert repr(jsontext.loads(jsontext.dumps(value).encode())) == repr(value)
+    assert jsontext.dumps(value) == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 @given(VALUES)
@@ -133,6 +134,7 @@ def test_whatever_is_accepted_means_the_same_to_every_reader(data: bytes) -> Non
     for text in (jsontext.dumps(value), jsontext.canonical(value)):
         assert jsontext.loads(text.encode()) == value
     assert repr(jsontext.loads(jsontext.dumps(value).encode())) == repr(value)
+    assert jsontext.dumps(value) == json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 MANY = 1_000_000

@@ -3,7 +3,6 @@
 import itertools
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -124,7 +123,7 @@ def test_a_claim_whose_answer_was_lost_is_recognised() -> None:
 def test_what_is_chosen_and_leased_at_one_moment_leaves_the_events_of_both() -> None:
     """As if it had been dispatched first, also for a second attempt; in order, and with the start counted that a rate is held to."""
     late, first, again = r.insert(rate_key="api", rate_limit=9, rate_per_s=60.0), r.insert(priority=5), r.running(max_attempts=2)
-    assert finish(again, replace(BROKEN, retry_after_s=0.0)) == QUEUED
+    assert finish(again, BROKEN._replace(retry_after_s=0.0)) == QUEUED
     claims = _start(late, first, again.id)
     assert [(claim.id, claim.attempt, claim.worker_id, claim.token) for claim in claims] == [
         (first, 1, "w1", "token"),

@@ -68,6 +68,7 @@ def engine(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(module, "_sync", made.sync)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: made.now))
     monkeypatch.setattr("tower.group._ALONE", 2)
+    monkeypatch.setattr("tower.group._TURN_S", 0.0)
     db.migrate()
     yield made
     db.close_database()
@@ -105,6 +106,40 @@ def test_others_have_their_turn_between_tasks_that_the_loop_writes(engine: OnSql
         await engine.warm()
         turns = asyncio.create_task(asyncio.sleep(0))
         await engine.enqueue()
+        assert turns.done()
+        assert engine.in_thread == []
+
+    run(work)
+
+
+def test_whoever_asks_again_at_once_is_answered_without_a_turn(engine: OnSqlite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn of the loop costs as much as to take a task in; others come a moment later, and are then seen."""
+    monkeypatch.setattr("tower.group._TURN_S", 60.0)
+
+    async def work() -> None:
+        await engine.warm()
+        await engine.enqueue()
+        others = asyncio.create_task(engine.enqueue())
+        ids = [await engine.enqueue() for _ in range(3)]
+        assert not others.done()
+        assert engine.in_thread == []
+        assert all(_is_there_once(task_id) for task_id in [*ids, await others])
+
+    run(work)
+
+
+def test_whoever_asks_without_end_lets_others_have_their_turn(engine: OnSqlite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two milliseconds."""
+    monkeypatch.setattr("tower.group._TURN_S", 0.002)
+
+    async def work() -> None:
+        await engine.warm()
+        await engine.enqueue()
+        turns = asyncio.create_task(asyncio.sleep(0))
+        for _ in range(1000):
+            await engine.enqueue()
+            if turns.done():
+                break
         assert turns.done()
         assert engine.in_thread == []
 

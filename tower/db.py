@@ -1,6 +1,5 @@
 """DATABASE_URL to database: the one place that knows which it is, and how to outlive its failures."""
 
-import asyncio
 import itertools
 import logging
 import random
@@ -165,13 +164,12 @@ def can_send(*, is_alone: bool) -> bool:
 def send(statement: str, values: Sequence[Any], then: Then) -> bool:
     """Run a statement that is a transaction by itself without a thread, for the event loop that runs; see `LoopConnection.run`.
 
-    Returns False if that cannot be done. Then, and if `then` gets an error, it has to be done by `unit`.
+    Returns False if that cannot be done. Then, and if `then` gets an error, it has to be done by `unit`. With SQLite it is told at once.
     """
     if not is_postgres():
         if not _written_here(statement, values):
             return False
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, postgres.tell, then)  # who comes in this turn or the next goes before that, and is seen
+        postgres.tell(then)
         return True
 
     def done(error: Exception | None) -> None:
@@ -338,12 +336,12 @@ def _dicts(cursor: Any) -> list[dict[str, Any]]:
 
 
 def _spelled(statement: str) -> str:
-    return _with_times(statement, now().sql, moment().sql) if "{" in statement else statement
+    return _with_times(statement, is_postgres()) if "{" in statement else statement
 
 
 @lru_cache(maxsize=100)
-def _with_times(statement: str, now: str, moment: str) -> str:
-    return statement.replace("{moment}", moment).replace("{now}", now)
+def _with_times(statement: str, _is_postgres: bool) -> str:
+    return statement.replace("{moment}", moment().sql).replace("{now}", now().sql)
 
 
 def ask(statement: str, values: Sequence[Any], *, in_order: bool = False) -> list[dict[str, Any]]:

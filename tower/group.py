@@ -15,6 +15,8 @@ from tower.errors import Unavailable
 
 #: So many who came one by one are most likely one and the same, who waits for each answer before he asks again.
 _ALONE = 20
+#: How long a loop that has its answers at once may go on without a turn, in which others come.
+_TURN_S = 0.002
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +94,8 @@ class Group(Generic[Item, Result]):
 class Gathering(Generic[Item, Result]):
     """A group of coroutines of one event loop: a thread works for all that wait, while the loop goes on; see `Group`.
 
-    `send` does the same without a thread, and returns False if it cannot now. Then, or if it tells of no results, the thread does it.
+    `send` does the same without a thread, and may tell before it returns. It returns False if it cannot now. Then, or if it tells of no
+    results, the thread does it.
     """
 
     def __init__(
@@ -111,6 +114,9 @@ class Gathering(Generic[Item, Result]):
         self._ended: asyncio.Future[None] | None = None
         #: How many times in a row only one was served.
         self._alone = 0
+        #: Whether something is being sent, and until when what has ended by then is told at once.
+        self._is_sending = False
+        self._at_once_until = 0.0
         #: What the thread has to do; None ends it, and it has one of its own.
         self._inbox: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -167,16 +173,23 @@ class Gathering(Generic[Item, Result]):
         if not served:
             return
         self._sent, self._alone = served, self._alone + 1 if len(served) == 1 else 0
+        self._is_sending = True
         try:
             is_sent = self._send([item for item, _ in served], partial(self._take_back, loop, served))
         except Exception:  # a mistake of ours: the thread does the same another way, and would not tell
             _log.exception("a thread does what could not be sent")
             is_sent = False
+        finally:
+            self._is_sending = False
         if not is_sent:
             self._sent = None
             self._hand_over(loop, served)
 
     def _take_back(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", results: list[Result] | None) -> None:
+        if self._is_sending and results is not None and loop.time() > self._at_once_until:
+            # Nobody could come meanwhile. Who does in this turn or the next goes before the answer, and is seen.
+            loop.call_soon(loop.call_soon, self._take_turn, loop, served, results)
+            return
         if self._sent is served:
             self._sent = None
             if self._ended:
@@ -186,6 +199,10 @@ class Gathering(Generic[Item, Result]):
             self._hand_over(loop, served)
         else:
             self._tell(loop, served, loop.time(), [(result, None) for result in results])
+
+    def _take_turn(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", results: list[Result]) -> None:
+        self._at_once_until = loop.time() + _TURN_S
+        self._take_back(loop, served, results)
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]") -> None:
         """Have the thread do it."""

@@ -2,10 +2,16 @@
 
 import json
 import math
+from contextlib import suppress
 from typing import Any, NoReturn
+
+import orjson
 
 _MAX_DEPTH = 100
 _MAX_INT = 2**63 - 1
+#: Where Python writes a float without an exponent, as orjson does.
+_LEAST, _MOST = 1e-4, 1e16
+_COMMON = frozenset({str, int, bool, type(None)})
 
 
 class BadJson(ValueError):
@@ -32,11 +38,36 @@ def loads(data: bytes) -> Any:
 
 def dumps(value: Any) -> str:
     """Write a value as compact JSON; raise BadJson for what JSON or a database cannot hold."""
+    if _is_common(value):
+        with suppress(TypeError):  # half a surrogate pair, or a number of more than 64 bits
+            text = orjson.dumps(value).decode()
+            if "\\u0000" not in text:
+                return text
     try:
         check(value)
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (TypeError, ValueError, RecursionError) as error:
         raise error if isinstance(error, BadJson) else BadJson(f"Not JSON: {error}") from None
+
+
+def _is_common(value: Any, depth: int = 0) -> bool:
+    """Whether orjson writes a value as `json` does, in a tenth of the time: it takes more than JSON has, and makes null of NaN."""
+    kind = type(value)
+    if kind is dict:
+        for key in value:
+            if type(key) is not str:
+                return False
+        value = value.values()
+    elif kind is float:
+        return _LEAST <= abs(value) < _MOST or not value
+    elif kind is not list and kind is not tuple:
+        return kind in _COMMON
+    if depth == _MAX_DEPTH:
+        return False
+    for item in value:  # noqa: SIM110  # `all` would take twice as long
+        if type(item) not in _COMMON and not _is_common(item, depth + 1):
+            return False
+    return True
 
 
 def canonical(value: Any) -> str:

@@ -1,8 +1,7 @@
 """A lease, and what its holder may write while it holds it. Every function runs inside `db.unit`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tower import db
 from tower.models import RUNNING, Task, TaskArtifact, TaskLog
@@ -11,8 +10,7 @@ from tower.models import RUNNING, Task, TaskArtifact, TaskLog
 CHUNK = 256 * 1024
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A lease on one attempt, and what its worker needs to know to run it."""
 
     id: str

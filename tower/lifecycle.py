@@ -8,9 +8,9 @@ import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 from peewee import SQL
 
@@ -40,8 +40,7 @@ BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0
 _MOST_SENT = 200_000
 
 
-@dataclass(frozen=True)
-class NewTask:
+class NewTask(NamedTuple):
     """A task that was accepted but has no row yet; texts are JSON."""
 
     id: str
@@ -72,8 +71,7 @@ class NewTask:
     actor: str | None = None
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended. `retry_after_s` is set only if the handler named it, else the back-off of the type holds."""
 
     status: str
@@ -83,11 +81,9 @@ class Outcome:
     retry_after_s: float | None = None
     #: Seconds to wait after the first failure, and at most.
     backoff: tuple[float, float] = (BACKOFF_S, BACKOFF_CEILING_S)
-    artifacts: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class LogPart:
+class LogPart(NamedTuple):
     """Some lines of an attempt's log, and their number among its parts; doubtful if they may have been appended already."""
 
     part: int
@@ -95,8 +91,7 @@ class LogPart:
     is_doubtful: bool = False
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How an attempt ended, the token that its recording is known by, and the last lines of its log."""
 
     claim: Claim
@@ -154,7 +149,9 @@ def _label(tasks: Iterable[NewTask]) -> None:
 
 def _row(task: NewTask) -> dict[str, Any]:
     restricted = (task.queue, task.type, task.concurrency_key, task.concurrency_limit, task.rate_key, task.rate_limit, task.rate_per_s)
-    return {**vars(task), "labels": json.dumps(task.labels, ensure_ascii=False) if task.labels else "{}", "lane": _lane(*restricted)}
+    row = task._asdict()
+    row["labels"], row["lane"] = json.dumps(task.labels, ensure_ascii=False) if task.labels else "{}", _lane(*restricted)
+    return row
 
 
 @lru_cache(maxsize=1000, typed=True)
@@ -300,15 +297,17 @@ _CLAIMED = (
 )
 
 
+#: The columns that make a claim, as it has them; the error of the attempt before comes last.
+_in_claim = itemgetter(*({"token": "claim_token"}.get(name, name) for name in Claim._fields if name != "previous"))
+
+
 def _as_claims(rows: Sequence[moves.Row]) -> list[Claim]:
     """Return the claims of these rows, in the order of the queue."""
     return [_as_claim(row) for row in sorted(rows, key=lambda row: (row["rank"], row["id"]))]
 
 
 def _as_claim(row: dict[str, Any]) -> Claim:
-    names = ("id", "attempt", "type", *(name for name in _CLAIMED if name not in ("claim_token", "error")))
-    previous = json.loads(row["error"]) if row["error"] else None
-    return Claim(token=row["claim_token"], previous=previous, **{name: row[name] for name in names})
+    return Claim._make((*_in_claim(row), json.loads(row["error"]) if row["error"] else None))
 
 
 def finish(claim: Claim, outcome: Outcome, token: str, tail: Sequence[LogPart] = ()) -> str | None:

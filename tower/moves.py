@@ -8,8 +8,9 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from string import Formatter
 from typing import Any
 
@@ -29,6 +30,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     CANCELLED: (),
     TIMED_OUT: (),
 }
+
+Row = dict[str, Any]
 
 #: Rows written by one statement: SQLite takes 32,766 values.
 ROWS = 500
@@ -59,8 +62,10 @@ _GIVEN_ALWAYS = tuple(name for name in _GIVEN if name not in _GIVEN_AT_TIMES)
 _OWN = ("id", "payload", "correlation_id")
 #: Texts that can stand in a statement as they are.
 _PLAIN = re.compile(r"[\w.:/-]*|{}", re.ASCII)
-#: The columns of a new task, what stands in them, and the columns whose values that asks for.
-_Shape = tuple[str, str, list[str]]
+#: Returns what a task has in them, in order, to see whether it has any.
+_at_times, _NEVER = itemgetter(*_GIVEN_AT_TIMES), (None,) * len(_GIVEN_AT_TIMES)
+#: The columns of a new task, what stands in them, and what returns the values that that asks for.
+_Shape = tuple[str, str, Callable[[Row], tuple[Any, ...]]]
 #: By the values that are shared. No more of them: whoever gives each task a time limit of its own, say, shall not fill the connections.
 _shapes: dict[tuple[Any, ...], _Shape] = {}
 _MOST_SHAPES = 50
@@ -85,7 +90,6 @@ _TELLING_BEFORE = "SELECT id, seq - 1, attempt - 1, updated_at, ?, ? FROM moved"
 
 _log = logging.getLogger("tower.task")
 
-Row = dict[str, Any]
 #: A statement written by hand, and its values.
 Statement = tuple[str, Sequence[Any]]
 _NONE: Statement = ("", ())
@@ -128,7 +132,12 @@ def _entry(tasks: Sequence[Row], data: dict[str, Any]) -> Statement:
             return f"WITH moved AS ({statement}) {_TOLD_PLAINLY}", values
         return f"WITH moved AS ({statement}) {_TOLD}", [*values, *event]
     names, rows, values = _new(tasks, "?, ?, ")
-    return f"INSERT INTO task_entry (kind, data, {names}) {rows}", [*event, *values]
+    return _into_entry(names, rows), [*event, *values]
+
+
+@lru_cache
+def _into_entry(names: str, rows: str) -> str:
+    return f"INSERT INTO task_entry (kind, data, {names}) {rows}"
 
 
 def _tell_new(tasks: Sequence[Row], data: dict[str, Any]) -> None:
@@ -143,10 +152,10 @@ def _insertion(tasks: Sequence[Row]) -> Statement:
 
 def _new(tasks: Sequence[Row], first: str = "") -> tuple[str, str, Sequence[Any]]:
     """Return the columns of new tasks, the rows to insert, and their values; what most have no value for is left out if none has."""
-    given = _GIVEN_ALWAYS if all(task[name] is None for task in tasks for name in _GIVEN_AT_TIMES) else tuple(_GIVEN)
+    given = _GIVEN_ALWAYS if all(_at_times(task) == _NEVER for task in tasks) else tuple(_GIVEN)
     if len(tasks) == 1:  # to select it from a list would cost a third more
-        names, taken, asked = _shape(tasks[0], given)
-        return names, f"VALUES ({first}{taken})", [tasks[0][name] for name in asked]
+        names, taken, values_of = _shape(tasks[0], given)
+        return names, f"VALUES ({first}{taken})", values_of(tasks[0])
     source, values = db.listed([[task[name] for name in given] for task in tasks])
     names, taken = _listed(given)
     return names, f"SELECT {first}{taken} FROM {source} WHERE true", values
@@ -160,13 +169,19 @@ def _shape(task: Row, given: Sequence[str]) -> _Shape:
     """
     if not db.is_postgres():
         return _general(given)
-    values = tuple([task[name] for name in given if name not in _OWN])
+    values = _shared(given)(task)
     known = _shapes.get(values)
     if known or len(_shapes) >= _MOST_SHAPES or not all(map(_is_plain, values)):
         return known or _general(given)
     shared = dict(zip((name for name in given if name not in _OWN), map(repr, values), strict=True))
     _shapes[values] = _shaped(given, shared)
     return _shapes[values]
+
+
+@lru_cache
+def _shared(given: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
+    """Return what returns the values of a new task that it may share with others."""
+    return itemgetter(*(name for name in given if name not in _OWN))
 
 
 @lru_cache
@@ -178,7 +193,7 @@ def _shaped(given: Sequence[str], shared: dict[str, str]) -> _Shape:
     names, taken = _taken(given, [shared.get(name, "?") for name in given])
     # Some are asked for more than once.
     asked = [*given, *(name for made in _MADE.values() for _, name, _, _ in Formatter().parse(made) if name and name in given)]
-    return names, taken, [name for name in asked if name not in shared]
+    return names, taken, itemgetter(*(name for name in asked if name not in shared))
 
 
 def _is_plain(value: Any) -> bool:

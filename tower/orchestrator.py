@@ -4,8 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
@@ -33,8 +32,7 @@ _PATIENCE_S = 5.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Accepted:
+class Accepted(NamedTuple):
     """A task that has a row; `new` is False if an earlier request with the same idempotency key made it."""
 
     id: str

@@ -1,7 +1,7 @@
 """Trees of tasks: who may join one. Every function runs inside `db.unit`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tower import db
 from tower.errors import Conflict, InvalidTask
@@ -31,7 +31,7 @@ def joined(tasks: list[NewTask]) -> list[NewTask]:
         if parent_id not in lineage:
             raise unknown_parent(parent_id)
         _refuse_stopped(lineage, parent_id)
-    return [replace(task, correlation_id=lineage[task.parent_id].correlation_id) if task.parent_id else task for task in tasks]
+    return [task._replace(correlation_id=lineage[task.parent_id].correlation_id) if task.parent_id else task for task in tasks]
 
 
 def unknown_parent(parent_id: str) -> InvalidTask:

@@ -1,7 +1,6 @@
 """Which tasks share a thread, and what becomes of those behind one that is slow."""
 
 import time
-from dataclasses import replace
 from unittest.mock import Mock
 
 from actors.batch import Batch, Tempo, Watch
@@ -15,7 +14,7 @@ _ENDED = Outcome(SUCCEEDED)
 
 
 def _claims(*types: str) -> list[Claim]:
-    return [replace(_CLAIM, id=new_id(), type=name) for name in types]
+    return [_CLAIM._replace(id=new_id(), type=name) for name in types]
 
 
 def _ids(batch: Batch) -> list[str]:
