@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -240,11 +240,10 @@ class Runner:
         try:
             with self._patience(ended):
                 answer = self._written(ended, takes)
-            for one, status in zip(ended, answer.statuses, strict=False):  # none, if the database was away for too long
-                self._conclude(one, status)
+            self._conclude(zip(ended, answer.statuses, strict=False))  # none, if the database was away for too long
             for one in back:
                 with self._patience([one]):
-                    self._conclude(one, self._hand_back(one))
+                    self._conclude([(one, self._hand_back(one))])
         finally:
             for one in done:
                 self._worker.remove(one.attempt)
@@ -261,7 +260,8 @@ class Runner:
                 _log.warning("%s The task will be taken back and run again.", error.message, extra=log.context(claim.id, claim.attempt))
 
     def _written(self, done: Sequence[Done], takes: int) -> Answer:
-        endings = [Ending(one.attempt.claim, one.outcome, new_id(), one.attempt.take_tail()) for one in done if one.outcome]
+        token = new_id()
+        endings = [Ending(one.attempt.claim, one.outcome, token, one.attempt.take_tail()) for one in done if one.outcome]
         if not endings and not takes:
             return Answer()
         try:
@@ -281,12 +281,18 @@ class Runner:
             _log.exception("the end could not be recorded", extra=log.context(ending.claim.id, ending.claim.attempt))
             return _TOLD
 
-    def _conclude(self, done: Done, status: str | None) -> None:
-        claim = done.attempt.claim
-        if status is None:
-            _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
-        elif status != _TOLD and not self._nudger.send(TRACE, claim.id) and self._write_trace:
-            self._write_trace(claim.id)
+    def _conclude(self, ends: Iterable[tuple[Done, str | None]]) -> None:
+        """Have the folders of tasks told how they ended, and say of which that is not recorded."""
+        recorded = []
+        for one, status in ends:
+            claim = one.attempt.claim
+            if status is None:
+                _log.warning("the lease was lost; what the attempt did is not recorded", extra=log.context(claim.id, claim.attempt))
+            elif status != _TOLD:
+                recorded.append(claim.id)
+        if recorded and not self._nudger.send(TRACE, *recorded) and self._write_trace:
+            for task_id in recorded:
+                self._write_trace(task_id)
 
     def _hand_back(self, done: Done) -> str | None:
         claim, token, tail = done.attempt.claim, new_id(), done.attempt.take_tail()

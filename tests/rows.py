@@ -86,8 +86,8 @@ class Nudges:
         self.sent: list[tuple[str, str]] = []
         self.memory: str | None = None
 
-    def send(self, actor: str, task_id: str) -> bool:
-        self.sent.append((actor, task_id))
+    def send(self, actor: str, *task_ids: str) -> bool:
+        self.sent += [(actor, task_id) for task_id in task_ids]
         return True
 
     def epoch(self) -> str | None:

@@ -206,13 +206,13 @@ class Nudger:
         self._errands: dict[str, Errand] = broker.__dict__.setdefault("errands", {})
         self._paced: dict[str, Errand] = broker.__dict__.setdefault("paced", {})
 
-    def send(self, actor_name: str, task_id: str) -> bool:
-        """Send a task's id to an actor; call it after the commit. Returns False, and raises nothing, if it could not."""
+    def send(self, actor_name: str, *task_ids: str) -> bool:
+        """Send the ids of tasks to an actor; call it after the commit. Returns False, and raises nothing, if it could not."""
         errand = self._errands.get(actor_name) or self._paced.get(actor_name)
         if errand:
-            errand.ask(task_id)
+            errand.ask(*task_ids)
             return True
-        return self._send(actor_name, task_id)
+        return all([self._send(actor_name, task_id) for task_id in task_ids])
 
     def _send(self, actor_name: str, task_id: str) -> bool:
         if time.monotonic() < self._down_until:

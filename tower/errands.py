@@ -46,10 +46,10 @@ class Errand:
         """Begin to work."""
         self._thread.start()
 
-    def ask(self, task_id: str) -> None:
-        """Have the work done for a task, soon."""
+    def ask(self, *task_ids: str) -> None:
+        """Have the work done for some tasks, soon."""
         with self._change:
-            self._asked[task_id] = None
+            self._asked.update(dict.fromkeys(task_ids))
             self._change.notify()
 
     def stop(self) -> None:

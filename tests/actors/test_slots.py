@@ -34,10 +34,10 @@ class _Nudges(r.Nudges):
 
     errand: Errand
 
-    def send(self, actor_name: str, task_id: str) -> bool:
+    def send(self, actor_name: str, *task_ids: str) -> bool:
         if actor_name == ORCHESTRATE:
-            self.errand.ask(task_id)
-        return super().send(actor_name, task_id)
+            self.errand.ask(*task_ids)
+        return super().send(actor_name, *task_ids)
 
 
 class _Crew:
