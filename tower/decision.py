@@ -8,6 +8,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 NOT_BEFORE, RETRY_BACKOFF, PAUSED = "not_before", "retry_backoff", "paused"
@@ -80,14 +82,14 @@ class Load:
         starts = {key: list(times) for key, times in self.starts.items()}
         return replace(self, queues=dict(self.queues), running=Counter(self.running), key_limits=dict(self.key_limits), starts=starts)
 
-    def add(self, row: Row) -> None:
-        """Count one more task in flight, and its start."""
-        self._count(row, 1)
+    def add(self, row: Row, count: int = 1) -> None:
+        """Count one more task in flight, or so many that are restricted alike, and its start."""
+        self._count(row, count)
         key, rate_key = row["concurrency_key"], row["rate_key"]
         if key is not None:
             self.key_limits[key] = min(row["concurrency_limit"], self.key_limits.get(key, row["concurrency_limit"]))
         if rate_key is not None:
-            self.starts.setdefault(rate_key, []).append(self.now)
+            self.starts.setdefault(rate_key, []).extend([self.now] * count)
 
     def remove(self, row: Row) -> None:
         """Count a task in flight no more; the lowest limit of its key stays until nothing of the key is in flight."""
@@ -160,13 +162,21 @@ def measure(
 def choose(candidates: Iterable[Row], load: Load) -> tuple[list[str], Load]:
     """Return the ids of the candidates, which come in order, that may start, and the load when they have."""
     chosen, load = list[str](), load.copy()
-    for row in candidates:
+    for _, alike in groupby(candidates, _restricted):  # to look at each costs as much as to write it down
         if not load.is_open:
             break
-        if obstacle(row, load) is None:
-            chosen.append(row["id"])
-            load.add(row)
+        ready = [row for row in alike if row["ready_at"] <= load.now]
+        count = min(openings(ready[0], load), len(ready)) if len(ready) > 1 else int(bool(ready) and obstacle(ready[0], load) is None)
+        if count:
+            chosen += [row["id"] for row in ready[:count]]
+            load.add(ready[0], count)
     return chosen, load
+
+
+#: All that a task is restricted by, beside its time.
+_restricted = itemgetter(
+    *("queue", "type", "concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s", "losses", "max_losses")
+)
 
 
 def obstacle(row: Row, load: Load) -> Obstacle | None:
