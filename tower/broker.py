@@ -212,7 +212,8 @@ class Nudger:
         if errand:
             errand.ask(*task_ids)
             return True
-        return all([self._send(actor_name, task_id) for task_id in task_ids])
+        sent = [self._send(actor_name, task_id) for task_id in task_ids]  # all of them, whatever becomes of the first
+        return all(sent)
 
     def _send(self, actor_name: str, task_id: str) -> bool:
         if time.monotonic() < self._down_until:
