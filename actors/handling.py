@@ -14,8 +14,8 @@ from tower.faults import fault
 from tower.handler import Fail, HandlerType, Registry, Retry, Stopped
 from tower.leases import CHUNK
 from tower.lifecycle import Outcome
-from tower.models import FAILED, SUCCEEDED, TIMED_OUT
 from tower.settings import Settings
+from tower.terms import FAILED, SUCCEEDED, TIMED_OUT
 
 #: Characters kept of an error's message, and of each of its details.
 _MESSAGE, _DETAIL = 2000, 4000

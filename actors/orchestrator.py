@@ -31,9 +31,10 @@ from tower.decision import (
     openings,
 )
 from tower.faults import fault
-from tower.models import RUNNING, Task, in_line
+from tower.models import Task, in_line
 from tower.reminders import Nudge
 from tower.settings import Settings
+from tower.terms import RUNNING
 
 #: A task that waits no longer than that is new: the nudge that came with it is on its way. So many of those asked about are looked up.
 _NEW_S, _MOST_ASKED = 0.05, 10

@@ -19,9 +19,10 @@ from tower.errors import Unavailable
 from tower.faults import fault
 from tower.handler import Registry
 from tower.lifecycle import Ending, Outcome
-from tower.models import SUCCEEDED, new_id
+from tower.models import new_id
 from tower.reminders import Nudge
 from tower.settings import Settings
+from tower.terms import SUCCEEDED
 
 #: A folder should be complete a second after its task's end: from this lag on slots wait a moment before their next task.
 _LATE_S, _PAUSE_S = 0.3, 1.0

@@ -20,9 +20,9 @@ from tower.faults import fault
 from tower.folder import Folder, TaskFolder, open_folder
 from tower.host import boot_id
 from tower.log import Outage
-from tower.models import FINAL
 from tower.queries import Told
 from tower.settings import Settings
+from tower.terms import FINAL
 from tower.trace import ARTIFACTS, EVENTS, INPUT, LOG, OUTPUT
 
 #: How long the lag that was seen last says something about now.

@@ -9,8 +9,8 @@ from typing import Any
 from tower import queries, trace
 from tower.faults import fault
 from tower.folder import Top
-from tower.models import FINAL
 from tower.queries import Told
+from tower.terms import FINAL
 from tower.trace import EVENTS, INPUT, LOG, OUTPUT
 
 _log = logging.getLogger(__name__)

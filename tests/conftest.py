@@ -14,8 +14,9 @@ from tests.rows import Nudges
 from tests.servers import Postgres, Redis, wait_for
 from tower import db
 from tower.main import build
-from tower.models import FINAL, ApiKey, Audit, Rule, Task, TaskStart, Worker
+from tower.models import ApiKey, Audit, Rule, Task, TaskStart, Worker
 from tower.settings import Settings
+from tower.terms import FINAL
 
 BASE = "http://127.0.0.1"
 #: Where its requests come from.

@@ -19,9 +19,9 @@ from tower.api import access
 from tower.api.access import LOGIN, LOGOUT, PUBLIC, RULES, check_rules
 from tower.api.session import COOKIE, LASTS_S, Sessions, kept_secret
 from tower.errors import SettingsError
-from tower.keys import ADMIN, OPERATOR, ROLES, VIEWER
 from tower.models import ApiKey, new_id
 from tower.settings import Settings
+from tower.terms import ADMIN, OPERATOR, ROLES, VIEWER
 
 BOOTSTRAP = "a-bootstrap-key-for-tests"
 AWAY = ("192.0.2.7", 50_000)

@@ -22,8 +22,9 @@ from tower.backup import BackupError
 from tower.keys import Caller
 from tower.lifecycle import Outcome
 from tower.main import build
-from tower.models import FINAL, TABLES, Decision, Rule, Task, TaskStart, Worker, new_id
+from tower.models import TABLES, Decision, Rule, Task, TaskStart, Worker, new_id
 from tower.settings import Settings
+from tower.terms import FINAL
 
 KEPT = [table for table in TABLES if table not in (Decision, Worker)]
 

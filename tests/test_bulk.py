@@ -12,10 +12,11 @@ from tests.servers import wait_for
 from tower import bulk, db, lifecycle, tree
 from tower.errors import Conflict, InvalidTask, Unavailable
 from tower.lifecycle import NewTask, Outcome
-from tower.models import CANCELLED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, Task, new_id
+from tower.models import Task, new_id
 from tower.orchestrator import EnhancedOrchestrator
 from tower.queries import Filter
 from tower.settings import Settings
+from tower.terms import CANCELLED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED
 
 BROKEN = Outcome(FAILED, error={"code": "handler_error", "message": "no"}, may_retry=False)
 

@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from tests.servers import Redis, free_port, wait_for
-from tower import __version__, present
+from tower import __version__, cli_backup, cli_trace, present
 from tower.cli import cli, main
 
 TOWER = str(Path(sys.executable).with_name("tower"))
@@ -126,6 +126,31 @@ def test_it_says_its_version(run_local: Run) -> None:
     assert run_local("--version") == Told(0, f"tower {__version__}\n", "")
 
 
+def _whole() -> dict[str, click.Command]:
+    """Every command, those too that are imported when they are asked for."""
+    cli_backup.add_to(cli)
+    cli_trace.add_to(cli)
+    return cli.commands
+
+
+def test_a_command_that_is_not_imported_yet_is_listed_as_it_will_be() -> None:
+    """And there it is then, with all it has; in a process that knows none of them yet."""
+    code = """
+from tower.cli import cli, main
+from click.testing import CliRunner
+listed = {name: command.get_short_help_str(1000) for name, command in cli.commands.items()}
+waiting = {name for name, command in cli.commands.items() if type(command).__name__ == "_Later"}
+for name in waiting:
+    told = CliRunner().invoke(cli, [name, "--help"])
+    assert told.stdout.startswith(f"Usage: cli {name} [OPTIONS]"), told.stdout
+    assert told.stdout.rstrip().endswith(cli.commands[name].epilog), told.stdout
+assert {name: command.get_short_help_str(1000) for name, command in cli.commands.items()} == listed
+print(*sorted(waiting))
+"""
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert told.stdout == "backup fsck restore trace\n"
+
+
 def test_every_command_shows_an_example(run_local: Run) -> None:
     """The help of each command ends with a line to copy."""
     for name in cli.commands:
@@ -135,7 +160,7 @@ def test_every_command_shows_an_example(run_local: Run) -> None:
 def test_the_guide_names_every_command_and_option() -> None:
     """docs/cli.md keeps up with the code."""
     guide = (Path(__file__).parent.parent / "docs" / "cli.md").read_text()
-    for name, command in cli.commands.items():
+    for name, command in _whole().items():
         assert f"tower {name}" in guide
         options = [option.opts[0] for option in command.params if isinstance(option, click.Option)]
         assert [option for option in options if option not in guide] == []
@@ -647,7 +672,7 @@ def test_the_page_is_opened_in_the_browser(run_local: Run, monkeypatch: pytest.M
 def _examples() -> list[str]:
     """Every line that docs/cli.md shows, and every example of a help text, that a running tower can answer."""
     shown = re.findall(r"^    (tower .+?)(?: +#.*)?$", (Path(__file__).parent.parent / "docs" / "cli.md").read_text(), re.MULTILINE)
-    groups = [cli, *(command for command in cli.commands.values() if isinstance(command, click.Group))]
+    groups = [cli, *(command for command in _whole().values() if isinstance(command, click.Group))]
     helps = [command.epilog or "" for group in groups for command in group.commands.values()]
     lines = dict.fromkeys([*shown, *(text.removeprefix("Example: ") for text in helps)])
     others = ("up", "worker", "restore", "open")  # they start something, or take a tower that stands still

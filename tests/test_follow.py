@@ -11,8 +11,8 @@ from tower import db, leases, lifecycle, queries
 from tower.api import traces
 from tower.api.follow import Watch
 from tower.lifecycle import Outcome
-from tower.models import SUCCEEDED
 from tower.settings import Settings
+from tower.terms import SUCCEEDED
 
 pytestmark = pytest.mark.usefixtures("rows")
 

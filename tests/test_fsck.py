@@ -25,9 +25,10 @@ from tower.folder import open_folder
 from tower.fsck import FINDINGS, Result, load
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
-from tower.models import DISPATCHED, FAILED, LOST, RUNNING, STRUCK, SUCCEEDED, Task, TaskEvent, TaskLabel, TaskLog, Worker, new_id
+from tower.models import LOST, STRUCK, Task, TaskEvent, TaskLabel, TaskLog, Worker, new_id
 from tower.settings import Settings
 from tower.sweep import Sweep
+from tower.terms import DISPATCHED, FAILED, RUNNING, SUCCEEDED
 
 _parts = itertools.count()
 #: Two databases times every finding is more than the fast part of the suite can wait for.

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 #: Lower may not import higher; names on one level may import each other only downwards in this order.
 LEVELS = [
-    ["tower", "tower.errors", "tower.faults", "tower.proc"],
+    ["tower", "tower.errors", "tower.faults", "tower.proc", "tower.terms"],
     ["tower.settings", "tower.keeper", "tower.masking", "tower.jsontext", "tower.host", "tower.group", "tower.errands"],
     ["tower.log", "tower.lifeline", "tower.folder"],
     ["tower.trouble", "tower.sqlite", "tower.postgres"],
@@ -82,6 +82,16 @@ for name in {names!r}: importlib.import_module(name)
 assert threading.active_count() == 1, threading.enumerate()
 import dramatiq.broker
 assert dramatiq.broker.global_broker is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_command_that_asks_a_tower_imports_no_more_than_that_takes() -> None:
+    """The server, rows and brokers take half a second, for each command of a script."""
+    code = """
+import sys, tower.cli
+heavy = {"dramatiq", "fastapi", "jinja2", "peewee", "psutil", "psycopg2", "redis", "starlette", "uvicorn"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -11,24 +11,11 @@ from tests import rows as r
 from tower import db, leases, lifecycle, load, moves, queries, reminders
 from tower.leases import Claim
 from tower.lifecycle import LogPart, NewTask, Outcome
-from tower.models import (
-    CANCELLED,
-    DISPATCHED,
-    FAILED,
-    FINAL,
-    QUEUED,
-    RUNNING,
-    STATUSES,
-    SUCCEEDED,
-    TIMED_OUT,
-    Task,
-    TaskEvent,
-    TaskStart,
-    new_id,
-)
+from tower.models import Task, TaskEvent, TaskStart, new_id
 from tower.moves import ARROWS
 from tower.reminders import NUDGE_S
 from tower.settings import Settings
+from tower.terms import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, STATUSES, SUCCEEDED, TIMED_OUT
 
 pytestmark = pytest.mark.usefixtures("rows")
 

@@ -31,8 +31,9 @@ from tests.conftest import forget_all_rows
 from tower import db, leases, lifecycle, load, reminders
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
-from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT, Task, TaskEvent, TaskLog, new_id
+from tower.models import Task, TaskEvent, TaskLog, new_id
 from tower.moves import ARROWS
+from tower.terms import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT
 
 pytestmark = pytest.mark.slow
 

@@ -15,10 +15,11 @@ from actors.orchestrator import Dispatcher, Walk
 from tests import rows as r
 from tower import audit, db, due, lifecycle, load, overview, queries, reminders, sqlite
 from tower.lifecycle import Ending, Outcome
-from tower.models import FAILED, SUCCEEDED, Task, TaskStart, new_id
+from tower.models import Task, TaskStart, new_id
 from tower.queries import Filter
 from tower.retention import Retention
 from tower.settings import Settings
+from tower.terms import FAILED, SUCCEEDED
 
 _HISTORY = 3000
 _COPY = """

@@ -24,8 +24,9 @@ from tower import db, lifecycle, moves, queries, reminders
 from tower import postgres as module
 from tower.errors import Unavailable
 from tower.lifecycle import Ending, LogPart, Outcome
-from tower.models import QUEUED, SUCCEEDED, Task, new_id
+from tower.models import Task, new_id
 from tower.settings import Settings
+from tower.terms import QUEUED, SUCCEEDED
 
 
 class OnPostgres(Engine):

@@ -11,9 +11,10 @@ from tests.servers import wait_for
 from tower import db, host, leases, lifecycle, load
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
-from tower.models import CANCELLED, FAILED, QUEUED, RUNNING, TaskLog, new_id
+from tower.models import TaskLog, new_id
 from tower.settings import Settings
 from tower.sweep import Sweep
+from tower.terms import CANCELLED, FAILED, QUEUED, RUNNING
 
 BROKEN = Outcome(FAILED, error={"code": "handler_error", "message": "no"})
 

@@ -13,24 +13,11 @@ from actors.trace import Tracer
 from tests import rows as r
 from tower import db, faults, leases, lifecycle, retention, trace
 from tower.lifecycle import Outcome
-from tower.models import (
-    CANCELLED,
-    FAILED,
-    FINAL,
-    SUCCEEDED,
-    TIMED_OUT,
-    Audit,
-    Task,
-    TaskArtifact,
-    TaskEvent,
-    TaskLabel,
-    TaskLog,
-    first_id,
-    new_id,
-)
+from tower.models import Audit, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, first_id, new_id
 from tower.retention import Retention
 from tower.settings import Settings
 from tower.sweep import Sweep
+from tower.terms import CANCELLED, FAILED, FINAL, SUCCEEDED, TIMED_OUT
 
 DAY_S = 86_400.0
 ERROR = {"code": "handler_error", "message": "no"}

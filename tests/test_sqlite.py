@@ -16,8 +16,9 @@ from tests import rows as r
 from tests.engine import OWN, Engine, run
 from tower import db, moves
 from tower import sqlite as module
-from tower.models import QUEUED, Task
+from tower.models import Task
 from tower.settings import Settings
+from tower.terms import QUEUED
 
 
 class OnSqlite(Engine):

@@ -18,9 +18,10 @@ from tests.servers import wait_for
 from tower import db, host, lifecycle, lifeline, queries, reminders
 from tower.errors import Unavailable
 from tower.lifecycle import Outcome
-from tower.models import FAILED, QUEUED, RUNNING, Task, TaskStart, Worker
+from tower.models import Task, TaskStart, Worker
 from tower.settings import Settings
 from tower.sweep import Sweep
+from tower.terms import FAILED, QUEUED, RUNNING
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from tower.cli_rules import resume
 from tower.decision import Limits, Load, measure
 from tower.estimate import play
 from tower.lifecycle import Outcome
-from tower.models import SUCCEEDED, Rule, Task, new_id
+from tower.models import Rule, Task, new_id
+from tower.terms import SUCCEEDED
 from tower.why import span, why
 
 pytestmark = pytest.mark.usefixtures("rows")

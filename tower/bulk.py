@@ -10,8 +10,9 @@ from tower import db, lifecycle, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger
 from tower.errors import InvalidTask, Unavailable
 from tower.lifecycle import NewTask
-from tower.models import BROKEN, DISPATCHED, QUEUED, RUNNING, Task, new_id
+from tower.models import Task, new_id
 from tower.queries import Filter
+from tower.terms import BROKEN, DISPATCHED, QUEUED, RUNNING
 
 #: Tasks changed by one transaction, so that nobody waits long for it.
 _STEP = 200

@@ -3,19 +3,19 @@
 import io
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
 import click
 
-from tower import __version__, cli_access, cli_backup, cli_fleet, cli_rules, cli_trace, jsontext, keeper, log, present
+from tower import __version__, cli_access, cli_fleet, cli_rules, jsontext, keeper, log, present
 from tower.cli_options import as_json, asks, by, labels, task_id
 from tower.client import Client, Unreachable
-from tower.db import open_database
 from tower.errors import SettingsError, TowerError
-from tower.models import BROKEN, STATUSES, SUCCEEDED
 from tower.settings import load
+from tower.terms import BROKEN, STATUSES, SUCCEEDED
 
 INTERRUPTED = 130
 
@@ -53,7 +53,27 @@ def _complain(text: str) -> None:
     click.echo(f"tower: {present.plain(text)}", err=True)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Later(click.Command):
+    """Stands for a command of a module that takes half a second to import, until it is asked for."""
+
+    def __init__(self, name: str, module: str, told: str) -> None:
+        super().__init__(name, help=told)
+        self.module = module
+
+
+class _Tower(click.Group):
+    """The commands, of which some are imported when they are asked for."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the name of the command, the command, and its arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if isinstance(command, _Later):
+            import_module(command.module).add_to(self)  # in its place
+            command = self.commands[str(command.name)]
+        return name, command, rest
+
+
+@click.group(cls=_Tower, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="%(prog)s %(version)s")
 def cli() -> None:
     """Run a DevOps Control Tower, or talk to one that runs."""
@@ -91,6 +111,8 @@ def check(as_json: bool) -> None:
 
     Secrets are masked. It needs no running tower.
     """
+    from tower.db import open_database  # noqa: PLC0415  # as above
+
     settings = load()
     masked, warnings = settings.masked(), settings.warnings()
     if as_json:
@@ -291,7 +313,12 @@ def _tell_many(told: dict[str, Any], done: str, as_json: bool) -> None:
 
 
 cli_access.add_to(cli)
-cli_backup.add_to(cli)
 cli_fleet.add_to(cli)
 cli_rules.add_to(cli)
-cli_trace.add_to(cli)
+for late in (
+    _Later("backup", "tower.cli_backup", "Write every row to a new FILE, as it is at this moment."),
+    _Later("restore", "tower.cli_backup", "Load the backup FILE into the database at DATABASE_URL, which must be empty and unused."),
+    _Later("trace", "tower.cli_trace", "Look after the folders of tasks."),
+    _Later("fsck", "tower.cli_trace", "Compare rows, folders and messages, and explain each difference."),
+):
+    cli.add_command(late)

@@ -9,7 +9,7 @@ import click
 from tower import present
 from tower.cli_options import asks, labels, tell
 from tower.client import Client
-from tower.keys import ROLES
+from tower.terms import ROLES
 
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([dhm])")
 _UNITS = {"d": "days", "h": "hours", "m": "minutes"}

@@ -13,8 +13,8 @@ import httpx2
 
 from tower import jsontext
 from tower.errors import TowerError
-from tower.models import FINAL
 from tower.settings import mask_url
+from tower.terms import FINAL
 
 Document = dict[str, Any]
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tower import db
-from tower.models import DISPATCHED, RUNNING, behind, in_line, not_yet, waiting
+from tower.models import behind, in_line, not_yet, waiting
 from tower.spec import MAX_WINDOW_S
+from tower.terms import DISPATCHED, RUNNING
 
 
 @dataclass(frozen=True)

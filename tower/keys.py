@@ -12,9 +12,8 @@ from typing import Any
 from tower import db
 from tower.errors import InvalidKey, NotFound, Refused
 from tower.models import ApiKey
+from tower.terms import ADMIN, ROLES
 
-#: Each may do what those before it may: look, run and stop tasks, set rules and make keys.
-VIEWER, OPERATOR, ADMIN = ROLES = ("viewer", "operator", "admin")
 ANONYMOUS, BOOTSTRAP = "anonymous", "bootstrap"
 
 #: `used_at` is written again after so many seconds.

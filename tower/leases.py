@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tower import db
-from tower.models import RUNNING, Task, TaskArtifact, TaskLog
+from tower.models import Task, TaskArtifact, TaskLog
+from tower.terms import RUNNING
 
 #: A log chunk holds at most this many characters, an artifact part so many bytes.
 CHUNK = 256 * 1024

@@ -17,22 +17,10 @@ from peewee import SQL
 from tower import db, moves
 from tower.decision import QUARANTINE, has_last_chance
 from tower.leases import Claim, append_log, appended, held, locked
-from tower.models import (
-    CANCELLED,
-    DISPATCHED,
-    FAILED,
-    FINAL,
-    QUEUED,
-    RUNNING,
-    SUCCEEDED,
-    TIMED_OUT,
-    Task,
-    TaskLabel,
-    new_token,
-    waiting,
-)
+from tower.models import Task, TaskLabel, new_token, waiting
 from tower.moves import change, move, record
 from tower.reminders import NUDGE_S, Nudge, rank
+from tower.terms import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT
 
 #: A failed attempt is repeated after this many seconds, then after twice as many, up to the ceiling, unless its type says otherwise.
 BACKOFF_S, BACKOFF_CEILING_S = 2.0, 300.0

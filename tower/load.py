@@ -7,7 +7,8 @@ from typing import Any
 
 from tower import db
 from tower.decision import PREFETCH, Limits, Load, Place, Row, measure, rate_of
-from tower.models import DISPATCHED, RUNNING, Rule, Task, TaskStart
+from tower.models import Rule, Task, TaskStart
+from tower.terms import DISPATCHED, RUNNING
 
 #: What the decision needs to know of a task.
 COLUMNS = (

@@ -8,15 +8,8 @@ import uuid
 from peewee import SQL, BigIntegerField, BlobField, CompositeKey, DoubleField, IntegerField, Model, TextField
 
 from tower.db import database, likely
+from tower.terms import DISPATCHED, QUEUED
 
-QUEUED, DISPATCHED, RUNNING = "queued", "dispatched", "running"
-SUCCEEDED, FAILED, CANCELLED, TIMED_OUT = "succeeded", "failed", "cancelled", "timed_out"
-
-FINAL = (SUCCEEDED, FAILED, CANCELLED, TIMED_OUT)
-#: What may be worth another try.
-BROKEN = (FAILED, CANCELLED, TIMED_OUT)
-IN_FLIGHT = (DISPATCHED, RUNNING)
-STATUSES = (QUEUED, *IN_FLIGHT, *FINAL)
 _WAITING = f"('{QUEUED}', '{DISPATCHED}')"
 
 #: Kinds of event that `tower fsck --repair` writes: here something is missing, and this was found to be wrong.

@@ -17,8 +17,9 @@ from typing import Any
 from peewee import SQL
 
 from tower import db, log
-from tower.models import CANCELLED, DISPATCHED, FAILED, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT, Task, TaskEvent
+from tower.models import Task, TaskEvent
 from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S
+from tower.terms import CANCELLED, DISPATCHED, FAILED, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT
 
 #: What may follow each status. Nothing follows a final one.
 ARROWS: dict[str, tuple[str, ...]] = {

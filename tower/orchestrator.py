@@ -19,12 +19,13 @@ from tower.handler import HandlerType, Registry
 from tower.leases import locked
 from tower.lifecycle import NewTask
 from tower.log import Outage
-from tower.models import CANCELLED, FINAL, RUNNING, Task, new_id
+from tower.models import Task, new_id
 from tower.queries import Filter
 from tower.rules import Rules
 from tower.settings import Settings
 from tower.spec import MAX_BATCH, TaskSpec
 from tower.sweep import Sweep
+from tower.terms import CANCELLED, FINAL, RUNNING
 
 #: How long a client is kept waiting for a database that is away, before it is told to come back.
 _PATIENCE_S = 5.0

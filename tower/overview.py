@@ -8,8 +8,9 @@ from itertools import chain
 from typing import Any
 
 from tower import db, queries
-from tower.models import BROKEN, CANCELLED, FINAL, IN_FLIGHT, SUCCEEDED, Task, in_line, not_yet
+from tower.models import Task, in_line, not_yet
 from tower.queries import Filter
+from tower.terms import BROKEN, CANCELLED, FINAL, IN_FLIGHT, SUCCEEDED
 
 #: Tasks counted one by one; what is more is told as that.
 MOST = 100

@@ -12,23 +12,8 @@ from peewee import fn
 from tower import db, load
 from tower.decision import obstacle
 from tower.errors import NotFound
-from tower.models import (
-    CLOCKS_DIFFER_S,
-    DISPATCHED,
-    FINAL,
-    IN_FLIGHT,
-    QUEUED,
-    RUNNING,
-    Task,
-    TaskArtifact,
-    TaskEvent,
-    TaskLabel,
-    TaskLog,
-    behind,
-    first_id,
-    in_line,
-    not_yet,
-)
+from tower.models import CLOCKS_DIFFER_S, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, behind, first_id, in_line, not_yet
+from tower.terms import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING
 
 #: The columns of a list: everything but the texts that may be large.
 SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))

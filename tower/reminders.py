@@ -7,7 +7,8 @@ from typing import Any
 import peewee
 
 from tower import db
-from tower.models import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, Task, Worker, behind, in_line, not_yet
+from tower.models import Task, Worker, behind, in_line, not_yet
+from tower.terms import DISPATCHED, FINAL, IN_FLIGHT, QUEUED
 
 #: A nudge that nobody took is sent again after this many seconds, then after twice as many, up to the ceiling.
 NUDGE_S, NUDGE_CEILING_S = 5.0, 60.0

@@ -16,8 +16,9 @@ from peewee import Tuple
 from tower import audit, db, folder
 from tower.faults import fault
 from tower.log import Outage
-from tower.models import CANCELLED, FAILED, SUCCEEDED, TIMED_OUT, Task, TaskArtifact, TaskLog
+from tower.models import Task, TaskArtifact, TaskLog
 from tower.settings import Settings
+from tower.terms import CANCELLED, FAILED, SUCCEEDED, TIMED_OUT
 
 #: Tasks removed by one step, and the seconds after which it lets the sweep go on in any case.
 _STEP, _STEP_S = 100, 1.0

@@ -17,10 +17,11 @@ from tower.due import Look
 from tower.errors import Unavailable
 from tower.faults import fault
 from tower.host import ProcessId, end_marked, hostname, pid_space, remove_attempt_folders
-from tower.models import DISPATCHED, RUNNING, Task, TaskStart, Worker
+from tower.models import Task, TaskStart, Worker
 from tower.retention import Retention
 from tower.settings import Settings
 from tower.spec import MAX_WINDOW_S
+from tower.terms import DISPATCHED, RUNNING
 
 _LIMIT = 200
 #: Traces taken per pass while the broker takes no messages, by a process that writes them itself, and by one that cannot.

@@ -17,7 +17,8 @@ import orjson
 
 from tower import db, queries
 from tower.errors import FAILURES, NotFound
-from tower.models import FINAL, LOST, STRUCK
+from tower.models import LOST, STRUCK
+from tower.terms import FINAL
 
 INPUT, LOG, OUTPUT, EVENTS, ARTIFACTS = "input.json", "log.txt", "output.json", "events.jsonl", "artifacts"
 

@@ -33,7 +33,8 @@ from tower.decision import (
     obstacles,
 )
 from tower.estimate import play
-from tower.models import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, SUCCEEDED, Task, Worker, in_line
+from tower.models import Task, Worker, in_line
+from tower.terms import DISPATCHED, IN_FLIGHT, QUEUED, RUNNING, SUCCEEDED
 from tower.trace import rfc3339
 
 #: Past runs of a type that tell how long it takes, and recent ends that tell the tower's pace.

@@ -12,7 +12,7 @@ import httpx2
 
 from tests.chaos.checker import rows
 from tests.servers import free_port, wait_for
-from tower.models import FINAL
+from tower.terms import FINAL
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAMS = Path(sys.executable).parent

@@ -16,8 +16,9 @@ from tests.processes import scribe_of
 from tests.servers import wait_for
 from tower import db, fsck
 from tower.faults import POINTS
-from tower.models import SUCCEEDED, Task
+from tower.models import Task
 from tower.settings import Settings
+from tower.terms import SUCCEEDED
 
 pytestmark = pytest.mark.slow
 

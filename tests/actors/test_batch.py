@@ -7,7 +7,8 @@ from actors.batch import Batch, Tempo, Watch
 from tests.servers import wait_for
 from tower.leases import Claim
 from tower.lifecycle import Outcome
-from tower.models import SUCCEEDED, new_id
+from tower.models import new_id
+from tower.terms import SUCCEEDED
 
 _CLAIM = Claim("", 1, "token", "w1", "echo", "{}", 60.0, None, 1, 3, 0, 0.0)
 _ENDED = Outcome(SUCCEEDED)

@@ -19,9 +19,10 @@ from tests.servers import wait_for
 from tower import db, lifecycle, load, queries
 from tower.handler import Registry
 from tower.lifecycle import Outcome
-from tower.models import DISPATCHED, QUEUED, SUCCEEDED, Decision, Rule, Task, TaskStart, new_id
+from tower.models import Decision, Rule, Task, TaskStart, new_id
 from tower.rules import Rules
 from tower.settings import Settings
+from tower.terms import DISPATCHED, QUEUED, SUCCEEDED
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from tests.processes import scribe_of
 from tests.servers import wait_for
 from tower import db, lifecycle, trace
 from tower.lifecycle import LogPart, Outcome
-from tower.models import FAILED, SUCCEEDED, new_id
+from tower.models import new_id
 from tower.settings import Settings
+from tower.terms import FAILED, SUCCEEDED
 
 MANY = 12
 

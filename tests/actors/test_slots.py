@@ -21,8 +21,9 @@ from tower import db, lifecycle, load, queries, sqlite
 from tower.broker import ORCHESTRATE
 from tower.errands import Errand
 from tower.handler import Fail, HandlerType, Registry, TaskContext
-from tower.models import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED, Task, Worker
+from tower.models import Task, Worker
 from tower.settings import Settings
+from tower.terms import CANCELLED, DISPATCHED, FAILED, FINAL, QUEUED, RUNNING, SUCCEEDED
 
 
 class _Anything(BaseModel):

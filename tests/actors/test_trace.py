@@ -22,8 +22,9 @@ from tower.errors import NotFound
 from tower.folder import open_folder
 from tower.leases import Claim
 from tower.lifecycle import LogPart, Outcome
-from tower.models import SUCCEEDED, Task, new_id
+from tower.models import Task, new_id
 from tower.settings import Settings
+from tower.terms import SUCCEEDED
 
 _parts = itertools.count()
 

@@ -16,7 +16,8 @@ from tests.conftest import Tower
 from tests.servers import wait_for
 from tower import db
 from tower.api.wire import Wire
-from tower.models import FINAL, Task
+from tower.models import Task
+from tower.terms import FINAL
 
 pytestmark = pytest.mark.slow
 

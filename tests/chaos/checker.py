@@ -17,7 +17,7 @@ import psycopg2.extras
 
 from tower import trace
 from tower.host import MARK
-from tower.models import FINAL
+from tower.terms import FINAL
 
 #: What ends an attempt without ending the task.
 BACK_TO_QUEUE = ("released", "worker_lost", "retry_scheduled")

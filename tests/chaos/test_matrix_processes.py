@@ -13,7 +13,8 @@ from tests.chaos.lab import LONG_S, Lab
 from tests.chaos.lives import SERVER, Life
 from tests.chaos.stage import MARK
 from tests.servers import free_port, wait_for
-from tower.models import FINAL, new_id
+from tower.models import new_id
+from tower.terms import FINAL
 
 pytestmark = pytest.mark.slow
 

@@ -12,11 +12,12 @@ from tests import rows as r
 from tests.ui.pages import SAME, ended, log_in
 from tower import db, leases, lifecycle, overview, queries, views
 from tower.errors import InvalidTask
-from tower.keys import ADMIN, ANONYMOUS, OPERATOR, VIEWER, Caller
+from tower.keys import ANONYMOUS, Caller
 from tower.lifecycle import Outcome
 from tower.models import SavedView, Task, new_id
 from tower.queries import Filter
 from tower.settings import Settings
+from tower.terms import ADMIN, OPERATOR, VIEWER
 from tower.ui.charts import phases
 from tower.ui.live import Live
 

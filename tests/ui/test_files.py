@@ -16,8 +16,8 @@ from tests import rows as r
 from tests.ui.pages import ended, log_in
 from tower import db, leases, queries
 from tower.errors import Unavailable
-from tower.keys import ADMIN, VIEWER
 from tower.settings import Settings
+from tower.terms import ADMIN, VIEWER
 from tower.ui import log
 from tower.ui.ansi import coloured, plain
 

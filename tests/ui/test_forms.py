@@ -13,9 +13,9 @@ from tests.ui.pages import SAME, ended, log_in
 from tower import db, keys, rules
 from tower.api.access import RULES
 from tower.handler import Registry
-from tower.keys import ADMIN, OPERATOR, ROLES, VIEWER
 from tower.models import Task
 from tower.settings import Settings
+from tower.terms import ADMIN, OPERATOR, ROLES, VIEWER
 from tower.ui import schema
 from tower.ui.forms import Fields
 

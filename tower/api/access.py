@@ -20,8 +20,9 @@ from tower import audit, db, keys, queries
 from tower.api.errors import answer_to, nothing_at, problem
 from tower.api.session import COOKIE, Sessions
 from tower.errors import InvalidTask, Refused, TowerError, Unavailable
-from tower.keys import ADMIN, ANONYMOUS, BOOTSTRAP, OPERATOR, VIEWER, Caller
+from tower.keys import ANONYMOUS, BOOTSTRAP, Caller
 from tower.settings import LOOPBACK, Settings
+from tower.terms import ADMIN, OPERATOR, VIEWER
 
 PUBLIC = "public"
 LOGIN, LOGOUT = "/login", "/logout"

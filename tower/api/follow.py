@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tower import db, queries
 from tower.errors import Unavailable
-from tower.models import FINAL
+from tower.terms import FINAL
 
 #: Seconds between two looks.
 _LOOK_S = 0.5

@@ -8,7 +8,7 @@ from tower import db, queries, trace
 from tower.folder import Folder, TaskFolder, open_folder
 from tower.fsck.findings import Finding
 from tower.fsck.rows import Case
-from tower.models import FINAL
+from tower.terms import FINAL
 from tower.trace import ARTIFACTS, EVENTS, INPUT, LOG, OUTPUT
 
 #: A folder that lags behind for so many seconds is not being written.

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from tower import db
 from tower.fsck.findings import Finding, Result
 from tower.host import ProcessId
-from tower.models import DISPATCHED, RUNNING, Task, Worker
+from tower.models import Task, Worker
 from tower.settings import Settings
+from tower.terms import DISPATCHED, RUNNING
 
 #: More tasks than that are never in flight; what is beyond is found by the next run.
 _MOST = 10_000

@@ -8,8 +8,9 @@ from tower import db
 from tower.broker import HANDLER, Letter, Mailbox
 from tower.errors import Unavailable
 from tower.fsck.findings import Finding, Result
-from tower.models import FINAL, Task
+from tower.models import Task
 from tower.settings import Settings
+from tower.terms import FINAL
 
 _PAGE = 500
 #: A message this young may be on its way: its task has just ended, or its actor has it in hand.

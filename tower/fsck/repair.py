@@ -11,7 +11,8 @@ from tower.fsck import load, rows
 from tower.fsck.findings import Finding
 from tower.fsck.rows import MOST, Case
 from tower.leases import locked
-from tower.models import LOST, QUEUED, STRUCK, Task, TaskEvent, TaskLabel, TaskLog
+from tower.models import LOST, STRUCK, Task, TaskEvent, TaskLabel, TaskLog
+from tower.terms import QUEUED
 
 #: One mending may show the next difference: an event that was struck leaves an attempt untold.
 _ROUNDS = 5

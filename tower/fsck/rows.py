@@ -7,7 +7,8 @@ from itertools import islice
 from typing import Any
 
 from tower.fsck.findings import Finding
-from tower.models import FINAL, LOST, QUEUED, STRUCK
+from tower.models import LOST, STRUCK
+from tower.terms import FINAL, QUEUED
 
 #: Gaps and attempts named, and mended, in one run; a row whose number is nonsense would have millions.
 MOST = 1000

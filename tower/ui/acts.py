@@ -10,9 +10,10 @@ from tower import db, keys, queries, views
 from tower.bulk import Done as Changed
 from tower.decision import KEY, QUEUE, RATE, TOWER, TYPE
 from tower.errors import Conflict, InvalidKey, InvalidTask, NotFound, TowerError
-from tower.models import BROKEN, IN_FLIGHT, QUEUED, Task
+from tower.models import Task
 from tower.queries import Filter
 from tower.spec import Key
+from tower.terms import BROKEN, IN_FLIGHT, QUEUED, ROLES
 from tower.ui import facts
 from tower.ui.forms import Again, Done, Fields, local
 from tower.ui.page import Page, Visit
@@ -160,8 +161,8 @@ def _limits(fields: dict[str, str]) -> dict[str, Any]:
     """Return what a key is limited to, and until when; raise InvalidKey."""
     if not (fields["name"] and len(fields["name"]) <= 200 and fields["name"].isprintable()):
         raise InvalidKey("A key has a name of 1 to 200 characters on one line: whose it is.", field="name")
-    if fields["role"] not in keys.ROLES:
-        raise InvalidKey(f"There is no role {fields['role'][:80]!r}; known: {', '.join(keys.ROLES)}.", field="role")
+    if fields["role"] not in ROLES:
+        raise InvalidKey(f"There is no role {fields['role'][:80]!r}; known: {', '.join(ROLES)}.", field="role")
     labels = dict[str, str]()
     for label in filter(None, (part.strip() for part in fields["labels"].split(","))):
         name, colon, value = label.partition(":")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tower.models import FINAL
 from tower.overview import Bucket
+from tower.terms import FINAL
 
 #: The height of a chart, and the width of each of its buckets, with the gap between two.
 HEIGHT, STEP, GAP = 60, 10, 2

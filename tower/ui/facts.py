@@ -13,9 +13,9 @@ from tower import audit, db, keys, load, overview, queries, rules, views
 from tower.api import dashboard
 from tower.decision import QUEUE, TOWER, TYPE
 from tower.errors import InvalidTask
-from tower.models import BROKEN, IN_FLIGHT, QUEUED, STATUSES
 from tower.queries import Filter
 from tower.spec import Status
+from tower.terms import BROKEN, IN_FLIGHT, QUEUED, STATUSES
 from tower.ui.charts import chart
 from tower.ui.log import Line
 from tower.ui.page import Visit

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 
 from tower import db, queries
 from tower.errors import InvalidTask, TowerError
-from tower.models import FINAL
+from tower.terms import FINAL
 from tower.ui import log
 from tower.ui.page import Page, Visit, refusal
 from tower.ui.words import templates

@@ -17,11 +17,12 @@ from tower.api.errors import problem, status_of
 from tower.api.session import COOKIE
 from tower.errors import TowerError, Unavailable
 from tower.handler import Registry
-from tower.keys import BOOTSTRAP, ROLES, Caller
+from tower.keys import BOOTSTRAP, Caller
 from tower.orchestrator import EnhancedOrchestrator
 from tower.overview import Pace
 from tower.queries import Filter
 from tower.settings import Settings
+from tower.terms import ROLES
 from tower.ui.live import Live, Part, Parts
 from tower.ui.words import templates
 

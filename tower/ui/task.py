@@ -8,7 +8,8 @@ from typing import Any
 
 from tower import db, queries, trace
 from tower.api.answers import detail, event, summary
-from tower.models import BROKEN, FINAL, Task
+from tower.models import Task
+from tower.terms import BROKEN, FINAL
 from tower.ui import log
 from tower.ui.charts import phases
 from tower.ui.page import Visit
