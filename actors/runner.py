@@ -292,7 +292,7 @@ class Runner:
             elif status != _TOLD:
                 recorded.append(claim.id)
         if recorded and not self._nudger.send(TRACE, *recorded) and self._write_trace:
-            for task_id in recorded:
+            for task_id in recorded:  # those too that could be sent: to write a folder twice changes nothing
                 self._write_trace(task_id)
 
     def _hand_back(self, done: Done) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tower import decision
 from tower.decision import (
     KEY,
     NO_FREE_SLOT,
@@ -105,13 +106,80 @@ def test_a_decision_is_never_over_a_limit(waiting: list[Row], begin: tuple[Load,
         assert len(last) <= (0 if any(one["losses"] == 2 and one["queue"] == queue for one in in_flight) else 1)
 
 
+def _one_by_one(waiting: Iterable[Row], load: Load) -> tuple[list[str], Load]:
+    """What `choose` has to decide, spelled out."""
+    chosen, load = list[str](), load.copy()
+    for one in waiting:
+        if load.is_open and obstacle(one, load) is None:
+            chosen.append(one["id"])
+            load.add(one)
+    return chosen, load
+
+
+#: Some tasks that are restricted alike, and then some of which each differs from the one before in one thing.
+_OTHERS: dict[str, list[Any]] = {
+    "queue": list(QUEUES),
+    "type": list(TYPES),
+    "concurrency_key": [None, "k1", "k2"],
+    "concurrency_limit": [1, 2, 3],
+    "rate_key": [None, "r1", "r2"],
+    "rate_limit": [1, 2, 4],
+    "rate_per_s": [5.0, 20.0],
+    "losses": [0, 1, 2],
+    "max_losses": [1, 2, 3],
+    "ready_at": [0.0, 99.0, 101.0],
+}
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> list[Row]:
+    """Return waiting tasks in runs of such as are alike, or nearly."""
+    one, found = draw(rows), list[Row]()
+    for _ in range(draw(st.integers(1, 6))):
+        found += [one] * draw(st.integers(1, 6))
+        name = draw(st.sampled_from(sorted(_OTHERS)))
+        one = {**one, name: draw(st.sampled_from(_OTHERS[name]))}
+    return [{**one, "id": f"{n:03}", "rank": float(n)} for n, one in enumerate(found)]
+
+
+@settings(max_examples=1000)
+@given(runs(), loads())
+def test_alike_tasks_are_chosen_together_as_they_would_be_one_by_one(waiting: list[Row], begin: tuple[Load, list[Row]]) -> None:
+    """The same ones, and the load is the same after them."""
+    assert choose(waiting, begin[0]) == _one_by_one(waiting, begin[0])
+
+
+class _Read(dict[str, Any]):
+    """A task that remembers what was read of it."""
+
+    def __init__(self, one: Row, read: set[str]) -> None:
+        super().__init__(one)
+        self.read = read
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+@given(rows, loads())
+def test_alike_are_tasks_of_which_all_is_the_same_that_is_asked(one: Row, begin: tuple[Load, list[Row]]) -> None:
+    """Whatever may restrict a task one day has to be compared as well."""
+    asked, compared = set[str](), set[str]()
+    load, seen = begin[0].copy(), _Read(one, asked)
+    openings(seen, load)
+    list(obstacles(seen, load))
+    load.add(seen)
+    decision._restricted(_Read(one, compared))
+    assert asked - compared <= {"ready_at", "attempt"}
+
+
 @settings(max_examples=400)
 @given(rows, loads())
 def test_so_many_of_one_kind_start_as_there_are_openings(one: Row, begin: tuple[Load, list[Row]]) -> None:
     """No more has to be read of a crowd that is restricted alike."""
     load, _ = begin
     crowd = [{**one, "id": f"{n:03}"} for n in range(60)]
-    assert openings(one, load) == len(choose(crowd, load)[0])
+    assert openings(one, load) == len(_one_by_one(crowd, load)[0])
 
 
 def _places_of(one: Row) -> list[Place]:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -145,6 +146,24 @@ def test_what_is_sent_needs_no_thread_unless_that_fails(caplog: pytest.LogCaptur
     assert asyncio.run(ask()) == ["0", "60", "70", "200", "300", "400", "50"]
     assert (sent, worked) == ([[0], [6, 7], [2], [3], [4], [5]], [[2], [3], [4]])
     assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["not to be sent"]
+
+
+def test_many_who_are_told_at_once_do_not_pile_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each answer that served the next before it returned would be a few calls deeper."""
+    monkeypatch.setattr("tower.group._TURN_S", 60.0)
+    depths = list[int]()
+
+    def send(items: list[int], told: Callable[[list[int] | None], None]) -> bool:
+        depths.append(len(traceback.extract_stack()))
+        told(items)
+        return True
+
+    async def work() -> None:
+        gathering = Gathering(lambda items: items, send, most=1)
+        assert await asyncio.gather(*(gathering.do(number) for number in range(20))) == list(range(20))
+
+    asyncio.run(work())
+    assert max(depths) - min(depths) < 10
 
 
 def test_a_database_that_is_away_is_waited_for_once_by_all_who_wait() -> None:

@@ -56,8 +56,9 @@ def _complain(text: str) -> None:
 class _Later(click.Command):
     """Stands for a command of a module that takes half a second to import, until it is asked for."""
 
-    def __init__(self, name: str, module: str, told: str) -> None:
-        super().__init__(name, help=told)
+    def __init__(self, name: str, module: str, short_help: str) -> None:
+        super().__init__(name, help=short_help)
+        #: Where it is, with `add_to`.
         self.module = module
 
 
@@ -111,7 +112,7 @@ def check(as_json: bool) -> None:
 
     Secrets are masked. It needs no running tower.
     """
-    from tower.db import open_database  # noqa: PLC0415  # as above
+    from tower.db import open_database  # noqa: PLC0415  # takes half a second, which the other commands need not wait
 
     settings = load()
     masked, warnings = settings.masked(), settings.warnings()
@@ -315,10 +316,9 @@ def _tell_many(told: dict[str, Any], done: str, as_json: bool) -> None:
 cli_access.add_to(cli)
 cli_fleet.add_to(cli)
 cli_rules.add_to(cli)
-for late in (
-    _Later("backup", "tower.cli_backup", "Write every row to a new FILE, as it is at this moment."),
-    _Later("restore", "tower.cli_backup", "Load the backup FILE into the database at DATABASE_URL, which must be empty and unused."),
-    _Later("trace", "tower.cli_trace", "Look after the folders of tasks."),
-    _Later("fsck", "tower.cli_trace", "Compare rows, folders and messages, and explain each difference."),
-):
-    cli.add_command(late)
+cli.add_command(_Later("backup", "tower.cli_backup", "Write every row to a new FILE, as it is at this moment."))
+cli.add_command(
+    _Later("restore", "tower.cli_backup", "Load the backup FILE into the database at DATABASE_URL, which must be empty and unused.")
+)
+cli.add_command(_Later("trace", "tower.cli_trace", "Look after the folders of tasks."))
+cli.add_command(_Later("fsck", "tower.cli_trace", "Compare rows, folders and messages, and explain each difference."))

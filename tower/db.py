@@ -341,6 +341,7 @@ def _spelled(statement: str) -> str:
 
 @lru_cache(maxsize=100)
 def _with_times(statement: str, _is_postgres: bool) -> str:
+    # Which database it is stands there for the cache, since both times go by it.
     return statement.replace("{moment}", moment().sql).replace("{now}", now().sql)
 
 

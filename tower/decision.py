@@ -173,7 +173,7 @@ def choose(candidates: Iterable[Row], load: Load) -> tuple[list[str], Load]:
     return chosen, load
 
 
-#: All that a task is restricted by, beside its time.
+#: All that a task is restricted by, beside its time: whatever `openings` reads of it.
 _restricted = itemgetter(
     *("queue", "type", "concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s", "losses", "max_losses")
 )

@@ -186,7 +186,7 @@ class Gathering(Generic[Item, Result]):
             self._hand_over(loop, served)
 
     def _take_back(self, loop: asyncio.AbstractEventLoop, served: "_Served[Item, Result]", results: list[Result] | None) -> None:
-        if self._is_sending and results is not None and loop.time() > self._at_once_until:
+        if self._is_sending and results is not None and (self._waiting or loop.time() > self._at_once_until):
             # Nobody could come meanwhile. Who does in this turn or the next goes before the answer, and is seen.
             loop.call_soon(loop.call_soon, self._take_turn, loop, served, results)
             return

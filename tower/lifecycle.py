@@ -285,8 +285,11 @@ _CLAIMED = (
 )
 
 
-#: The columns that make a claim, as it has them; the error of the attempt before comes last.
-_in_claim = itemgetter(*({"token": "claim_token"}.get(name, name) for name in Claim._fields if name != "previous"))
+#: The columns that make a claim, in the order of its fields but the last, which is the error of the attempt before.
+_in_claim = itemgetter(
+    *("id", "attempt", "claim_token", "worker_id", "type", "payload", "timeout_s", "silence_s"),
+    *("max_attempts", "max_losses", "failures", "started_at"),
+)
 
 
 def _as_claims(rows: Sequence[moves.Row]) -> list[Claim]:

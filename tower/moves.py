@@ -133,12 +133,7 @@ def _entry(tasks: Sequence[Row], data: dict[str, Any]) -> Statement:
             return f"WITH moved AS ({statement}) {_TOLD_PLAINLY}", values
         return f"WITH moved AS ({statement}) {_TOLD}", [*values, *event]
     names, rows, values = _new(tasks, "?, ?, ")
-    return _into_entry(names, rows), [*event, *values]
-
-
-@lru_cache
-def _into_entry(names: str, rows: str) -> str:
-    return f"INSERT INTO task_entry (kind, data, {names}) {rows}"
+    return f"INSERT INTO task_entry (kind, data, {names}) {rows}", [*event, *values]
 
 
 def _tell_new(tasks: Sequence[Row], data: dict[str, Any]) -> None:
