@@ -136,7 +136,7 @@ def _whole() -> dict[str, click.Command]:
 def test_a_command_that_is_not_imported_yet_is_listed_as_it_will_be() -> None:
     """And there it is then, with all it has; in a process that knows none of them yet."""
     code = """
-from tower.cli import cli, main
+from tower.cli import cli
 from click.testing import CliRunner
 listed = {name: command.get_short_help_str(1000) for name, command in cli.commands.items()}
 waiting = {name for name, command in cli.commands.items() if type(command).__name__ == "_Later"}

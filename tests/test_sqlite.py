@@ -100,13 +100,21 @@ def test_a_task_is_the_same_whether_the_loop_or_a_thread_has_written_it(engine: 
     run(work)
 
 
-def test_others_have_their_turn_between_tasks_that_the_loop_writes(engine: OnSqlite) -> None:
-    """Whoever asks for one after the other does not keep the loop for himself."""
+@pytest.mark.parametrize(("turn_s", "most"), [(0.0, 1), (0.002, 1000)])
+def test_others_have_their_turn_between_tasks_that_the_loop_writes(
+    engine: OnSqlite, monkeypatch: pytest.MonkeyPatch, turn_s: float, most: int
+) -> None:
+    """Whoever asks for one after the other does not keep the loop for himself: at once, or after two milliseconds."""
+    monkeypatch.setattr("tower.group._TURN_S", turn_s)
 
     async def work() -> None:
         await engine.warm()
-        turns = asyncio.create_task(asyncio.sleep(0))
         await engine.enqueue()
+        turns = asyncio.create_task(asyncio.sleep(0))
+        for _ in range(most):
+            await engine.enqueue()
+            if turns.done():
+                break
         assert turns.done()
         assert engine.in_thread == []
 
@@ -125,24 +133,6 @@ def test_whoever_asks_again_at_once_is_answered_without_a_turn(engine: OnSqlite,
         assert not others.done()
         assert engine.in_thread == []
         assert all(_is_there_once(task_id) for task_id in [*ids, await others])
-
-    run(work)
-
-
-def test_whoever_asks_without_end_lets_others_have_their_turn(engine: OnSqlite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After two milliseconds."""
-    monkeypatch.setattr("tower.group._TURN_S", 0.002)
-
-    async def work() -> None:
-        await engine.warm()
-        await engine.enqueue()
-        turns = asyncio.create_task(asyncio.sleep(0))
-        for _ in range(1000):
-            await engine.enqueue()
-            if turns.done():
-                break
-        assert turns.done()
-        assert engine.in_thread == []
 
     run(work)
 

@@ -48,8 +48,7 @@ def cancel(chosen: Filter, by: str | None, nudger: Nudger, pace: Pace, *, dry_ru
         return found.count()
 
     def tell(ids: list[str]) -> None:
-        for task_id in ids:
-            nudger.send(TRACE, task_id)
+        nudger.send(TRACE, *ids)
         nudger.send(ORCHESTRATE, ids[0])
 
     step = partial(lifecycle.cancel_all, by=by)

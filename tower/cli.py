@@ -15,7 +15,7 @@ from tower.cli_options import as_json, asks, by, labels, task_id
 from tower.client import Client, Unreachable
 from tower.errors import SettingsError, TowerError
 from tower.settings import load
-from tower.terms import BROKEN, STATUSES, SUCCEEDED
+from tower.terms import BROKEN, CANCELLED, STATUSES, SUCCEEDED
 
 INTERRUPTED = 130
 
@@ -276,7 +276,7 @@ def cancel(client: Client, task_id: UUID | None, tree: UUID | None, dry_run: boo
         _tell_many(client.cancel_all({"correlation_id": str(tree)}, dry_run=dry_run, by=by), "cancelled", as_json)
         return
     told = client.cancel(str(task_id), by)
-    done = "is cancelled" if told["status"] == "cancelled" else "is being stopped"
+    done = "is cancelled" if told["status"] == CANCELLED else "is being stopped"
     click.echo(present.document(told) if as_json else f"Task {task_id} {done}.")
 
 

@@ -12,9 +12,10 @@ from tower import present
 from tower.cli_options import asks, tell
 from tower.client import Client
 from tower.settings import load
+from tower.terms import DISPATCHED, FINAL, QUEUED, RUNNING
 
 #: What comes first in the table of `tower watch`.
-_ORDER = ("running", "dispatched", "queued")
+_ORDER = (RUNNING, DISPATCHED, QUEUED)
 
 
 def add_to(cli: click.Group) -> None:
@@ -44,7 +45,7 @@ def watch(client: Client, every: float, once: bool, as_json: bool) -> None:
 
 def _look(client: Client) -> dict[str, Any]:
     active = [task for status in _ORDER for task in reversed(client.tasks(20, status=[status])["tasks"])]
-    ended = client.tasks(8, status=["succeeded", "failed", "cancelled", "timed_out"])["tasks"]
+    ended = client.tasks(8, status=list(FINAL))["tasks"]
     return {"health": client.readiness(), "queues": client.queues(), "active": active, "ended": ended}
 
 

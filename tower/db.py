@@ -305,14 +305,22 @@ def _has_no_tables(error: BaseException) -> bool:
 
 def now() -> peewee.SQL:
     """Return the database's own clock, in seconds since the epoch, as a piece of SQL."""
+    return peewee.SQL(_now())
+
+
+def _now() -> str:
     if is_postgres():
-        return peewee.SQL("date_part('epoch', clock_timestamp())")  # extract makes a number of any length, at twice the cost
-    return peewee.SQL("((julianday('now') - 2440587.5) * 86400.0)")
+        return "date_part('epoch', clock_timestamp())"  # extract makes a number of any length, at twice the cost
+    return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 def moment() -> peewee.SQL:
     """Return the time at which the database got the statement, as SQL: the same wherever it stands, and however long that waits."""
-    return peewee.SQL(now().sql.replace("clock_timestamp", "statement_timestamp"))
+    return peewee.SQL(_moment(_now()))
+
+
+def _moment(now: str) -> str:
+    return now.replace("clock_timestamp", "statement_timestamp")
 
 
 def clock() -> float:
@@ -336,13 +344,12 @@ def _dicts(cursor: Any) -> list[dict[str, Any]]:
 
 
 def _spelled(statement: str) -> str:
-    return _with_times(statement, is_postgres()) if "{" in statement else statement
+    return _with_times(statement, _now()) if "{" in statement else statement
 
 
 @lru_cache(maxsize=100)
-def _with_times(statement: str, _is_postgres: bool) -> str:
-    # Which database it is stands there for the cache, since both times go by it.
-    return statement.replace("{moment}", moment().sql).replace("{now}", now().sql)
+def _with_times(statement: str, now: str) -> str:
+    return statement.replace("{moment}", _moment(now)).replace("{now}", now)
 
 
 def ask(statement: str, values: Sequence[Any], *, in_order: bool = False) -> list[dict[str, Any]]:

@@ -177,7 +177,7 @@ def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str, deci
         sets=f"{_CHOSEN}, {_LEASED}",
         where=f"{where} AND {IN_TIME}",
         values=[worker_id, claim_token, *values],
-        returning=("rank", *_CLAIMED),
+        returning=("rank", *_CLAIM, "error"),
     )
     return _as_claims(rows)
 
@@ -243,7 +243,7 @@ def _claim(worker_id: str, token: str, where: str, values: Sequence[Any]) -> lis
         sets=_LEASED,
         where=f"{where} AND {IN_TIME}",
         values=[worker_id, token, *values],
-        returning=("rank", *_CLAIMED),
+        returning=("rank", *_CLAIM, "error"),
     )
     return _as_claims(rows)
 
@@ -266,30 +266,17 @@ def give_up_late(limit: int) -> list[str]:
 
 def claimed(token: str) -> list[Claim]:
     """Return the claims that were made with this token, if their commit went through."""
-    columns = (Task.id, Task.attempt, Task.type, *(getattr(Task, name) for name in _CLAIMED))
+    columns = [getattr(Task, name) for name in (*_CLAIM, "error")]
     found = Task.select(*columns).where(Task.status == RUNNING, Task.claim_token == token).order_by(Task.rank, Task.id)
     return [_as_claim(row) for row in found.dicts()]
 
 
-_CLAIMED = (
-    "worker_id",
-    "claim_token",
-    "payload",
-    "timeout_s",
-    "silence_s",
-    "max_attempts",
-    "max_losses",
-    "failures",
-    "error",
-    "started_at",
-)
-
-
 #: The columns that make a claim, in the order of its fields but the last, which is the error of the attempt before.
-_in_claim = itemgetter(
+_CLAIM = (
     *("id", "attempt", "claim_token", "worker_id", "type", "payload", "timeout_s", "silence_s"),
     *("max_attempts", "max_losses", "failures", "started_at"),
 )
+_in_claim = itemgetter(*_CLAIM)
 
 
 def _as_claims(rows: Sequence[moves.Row]) -> list[Claim]:

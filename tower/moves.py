@@ -158,26 +158,27 @@ def _new(tasks: Sequence[Row], first: str = "") -> tuple[str, str, Sequence[Any]
 
 
 def _shape(task: Row, given: Sequence[str]) -> _Shape:
-    """Return the columns of a new task, what stands in them, and the columns whose values that asks for, in order.
+    """Return the columns of a new task, what stands in them, and what returns the values that that asks for.
 
     In Postgres what it shares with most others of its type stands there itself: a value costs more than a word of a plan that is kept, and
     with twelve fewer the whole took a seventh less.
     """
     if not db.is_postgres():
         return _general(given)
-    values = _shared(given)(task)
+    names, values_of = _shared(given)
+    values = values_of(task)
     known = _shapes.get(values)
     if known or len(_shapes) >= _MOST_SHAPES or not all(map(_is_plain, values)):
         return known or _general(given)
-    shared = dict(zip((name for name in given if name not in _OWN), map(repr, values), strict=True))
-    _shapes[values] = _shaped(given, shared)
+    _shapes[values] = _shaped(given, dict(zip(names, map(repr, values), strict=True)))
     return _shapes[values]
 
 
 @lru_cache
-def _shared(given: Sequence[str]) -> Callable[[Row], tuple[Any, ...]]:
-    """Return what returns the values of a new task that it may share with others."""
-    return itemgetter(*(name for name in given if name not in _OWN))
+def _shared(given: Sequence[str]) -> tuple[list[str], Callable[[Row], tuple[Any, ...]]]:
+    """Return the columns in which a new task may have the same as others, and what returns its values there."""
+    names = [name for name in given if name not in _OWN]
+    return names, itemgetter(*names)
 
 
 @lru_cache

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tower.terms import DISPATCHED, QUEUED, RUNNING
+
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 #: Control characters, halves of surrogate pairs, and what turns the direction of text.
 _ACTING = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -47,7 +49,7 @@ def task(found: dict[str, Any]) -> str:
     facts[2:2] = [("status", _state(found)), ("attempt", _attempt(found))]
     facts += [("labels", " ".join(f"{name}={value}" for name, value in found["labels"].items()))]
     facts += [(name, found[name]) for name in _TIMES]
-    if found["status"] in ("queued", "dispatched"):
+    if found["status"] in (QUEUED, DISPATCHED):
         facts.append(("why it waits", f"tower why {found['id']}"))
     lines = pairs((name, value) for name, value in facts if value)
     return "\n".join([lines, *_error_lines(found), *_values(found)])
@@ -109,7 +111,7 @@ def queues(found: Sequence[dict[str, Any]]) -> str:
     """Return queues as a table."""
     rows = [("QUEUE", "QUEUED", "DISPATCHED", "RUNNING", "STATE")]
     for one in found:
-        counts = (str(one[name]) for name in ("queued", "dispatched", "running"))
+        counts = (str(one[name]) for name in (QUEUED, DISPATCHED, RUNNING))
         rows.append((one["name"], *counts, "paused" if one["paused"] else "open"))
     return table(rows)
 
@@ -174,7 +176,7 @@ def _attempt(found: dict[str, Any]) -> str:
 
 
 def _state(found: dict[str, Any]) -> str:
-    stopping = found["cancel_requested_at"] and found["status"] == "running"
+    stopping = found["cancel_requested_at"] and found["status"] == RUNNING
     why = "stopping" if stopping else found["wait_reason"] or (found["error"] or {}).get("code")
     return f"{found['status']} ({why})" if why and why != found["status"] else str(found["status"])
 

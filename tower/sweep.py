@@ -172,8 +172,8 @@ class Sweep:
         return lifeline.is_dead(self._lifelines, worker_id, process, row["host"])
 
     def _give_up_late(self, look: Look) -> bool:
-        for task_id in db.unit(lambda: lifecycle.give_up_late(_LIMIT)) if look.late else ():
-            self._nudger.send(TRACE, task_id)
+        if look.late:
+            self._nudger.send(TRACE, *db.unit(lambda: lifecycle.give_up_late(_LIMIT)))
         return look.late
 
     def _notice_clock(self, look: Look) -> bool:

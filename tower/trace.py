@@ -18,7 +18,7 @@ import orjson
 from tower import db, queries
 from tower.errors import FAILURES, NotFound
 from tower.models import LOST, STRUCK
-from tower.terms import FINAL
+from tower.terms import FINAL, SUCCEEDED
 
 INPUT, LOG, OUTPUT, EVENTS, ARTIFACTS = "input.json", "log.txt", "output.json", "events.jsonl", "artifacts"
 
@@ -65,7 +65,7 @@ def render_input(task: dict[str, Any]) -> str:
 
 def render_output(task: dict[str, Any], events: list[dict[str, Any]]) -> str:
     """Return output.json: how the task ended, with every attempt."""
-    error = json.loads(task["error"]) if task["error"] and task["status"] != "succeeded" else None
+    error = json.loads(task["error"]) if task["error"] and task["status"] != SUCCEEDED else None
     if error:
         error = {**error, "advice": FAILURES.get(error.get("code", ""))}
     first_start = next((event["at"] for event in events if event["kind"] == "started"), None)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from tower import trace
 from tower.errors import FAILURES
 from tower.spec import Status
+from tower.terms import SUCCEEDED
 from tower.trace import rfc3339
 
 WaitReason = Literal[
@@ -272,7 +273,7 @@ def event(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _error(row: dict[str, Any]) -> dict[str, Any] | None:
-    if not row["error"] or row["status"] == "succeeded":
+    if not row["error"] or row["status"] == SUCCEEDED:
         return None
     told = json.loads(row["error"])
     code, message = told.pop("code"), told.pop("message")

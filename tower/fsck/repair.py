@@ -12,7 +12,7 @@ from tower.fsck.findings import Finding
 from tower.fsck.rows import MOST, Case
 from tower.leases import locked
 from tower.models import LOST, STRUCK, Task, TaskEvent, TaskLabel, TaskLog
-from tower.terms import QUEUED
+from tower.terms import QUEUED, SUCCEEDED
 
 #: One mending may show the next difference: an event that was struck leaves an attempt untold.
 _ROUNDS = 5
@@ -55,7 +55,7 @@ def _raise_seq(case: Case, _: Finding) -> None:
 def _add_end(case: Case, _: Finding) -> None:
     row = case.row
     at = row["finished_at"] if row["finished_at"] is not None else row["updated_at"]
-    error = json.loads(row["error"]) if row["error"] and row["status"] != "succeeded" else {}
+    error = json.loads(row["error"]) if row["error"] and row["status"] != SUCCEEDED else {}
     _append(case, row["attempt"], at, row["status"], {name: error[name] for name in ("code", "message") if name in error})
 
 
