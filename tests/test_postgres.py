@@ -554,3 +554,35 @@ def test_who_stops_waits_for_what_was_sent(engine: OnPostgres) -> None:
             await second
 
     run(work)
+
+
+_ID = "0192f0c1-2345-7abc-8def-0123456789ab"
+_AMONG = "SELECT item FROM (VALUES ('a'), ('b'), ('null'), ('NULL'), (NULL), ('')) AS given (item) WHERE {named}"
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        *([_ID, _ID], [3], [-5, 0], ["a"], ["a", "b-c", 7], [1 << 70]),
+        *([], [""], ["a", ""], ["", ""], ["a", None], [None], ["null"], ["a", "Null", "b"], ["a,b"], ["a", "b,c"], [","], ["-", "a"]),
+        *(['"'], ["a", "{}"], ["a\\b"], [" a "], ["a", "ä"], ["²"], ["a\nb"], ["a", "x'y"], ["a", "%s"], [True], [2.5, 3.0]),
+    ],
+    ids=str,
+)
+def test_an_array_has_the_items_that_it_was_made_of(new_database: Callable[[], str], items: list[Any]) -> None:
+    """Whether it goes as one text or item by item, and both before its statement is prepared and after."""
+    db.open_database(Settings(database_url=new_database()))
+    told = ["true" if item is True else None if item is None else str(item) for item in items]
+    array = partial(db.rows, "SELECT item FROM unnest(CAST(? AS text[])) AS item", [module.array(items)])
+    named, values = db.among("item", items)
+    for _ in range(3):
+        assert [row["item"] for row in db.read(array)] == told
+        if all(isinstance(item, str) for item in items):
+            rows = db.read(partial(db.rows, _AMONG.format(named=named), values))
+            assert {row["item"] for row in rows} == {"a", "b", "null", "NULL", ""} & set(items)
+
+
+@pytest.mark.parametrize(("items", "is_one"), [([_ID, _ID], True), ([1, 2], True), (["a", "{"], False), (["null"], False)])
+def test_a_plain_array_is_one_text(items: list[Any], is_one: bool) -> None:
+    """As the ids and numbers of all statements that write many tasks are."""
+    assert isinstance(module.array(items), str) == is_one

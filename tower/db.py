@@ -372,7 +372,7 @@ def several(statements: Sequence[str]) -> tuple[float, list[list[dict[str, Any]]
 def among(column: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
     """Return the condition that a column holds one of these values, as SQL, and its values, which to Postgres are one."""
     if is_postgres():
-        return f"{column} = ANY (?)", [list(values)]
+        return f"{column} = ANY (?)", [postgres.array(values)]
     return f"{column} IN ({', '.join('?' * len(values))})", list(values)
 
 
@@ -388,7 +388,7 @@ def listed(lines: Sequence[Sequence[Any]]) -> tuple[str, list[Any]]:
     """
     if not is_postgres():
         return f"(VALUES {tuples(len(lines), len(lines[0]))}) AS given", [value for line in lines for value in line]
-    columns = [list(column) for column in zip(*lines, strict=True)]
+    columns = [postgres.array(column) for column in zip(*lines, strict=True)]
     names = ", ".join(f"column{number}" for number, _ in enumerate(columns, 1))
     return f"unnest({', '.join(['CAST(? AS text[])'] * len(columns))}) AS given ({names})", columns
 
