@@ -43,7 +43,7 @@ def _live(dispatcher: Dispatcher) -> str:
 def _copy(model: str, count: int = _HISTORY) -> None:
     """Make many tasks like one."""
     names = [field.column_name for field in Task._meta.sorted_fields]
-    differ = {"id": "id || n", "correlation_id": "id || n", "rank": "rank + n"}
+    differ = {"id": "id || n", "rank": "rank + n"}
     values = ", ".join(differ.get(name, name) for name in names)
     db.unit(
         lambda: db.database.execute_sql(
@@ -113,24 +113,6 @@ def test_a_few_tasks_behind_a_crowd_of_another_kind_are_found_without_going_over
             before = db.read(_read_so_far)
             assert Dispatcher(settings, r.Nudges()).run_pass(new) == 3  # type: ignore[arg-type]
         assert db.read(_read_so_far) - before < 1000
-    finally:
-        db.close_database()
-
-
-def test_a_tree_is_found_without_going_over_all_other_tasks(new_database: Callable[[], str]) -> None:
-    """Its root by its id, and those below it by the index of trees, in which no other root stands."""
-    db.open_database(Settings(database_url=new_database()))
-    try:
-        db.migrate()
-        root = r.insert()
-        below = [r.insert(correlation_id=root) for _ in range(2)]
-        _copy(r.insert(), 30_000)
-        db.unit(lambda: db.database.execute_sql("ANALYZE task"))
-        before = db.read(_read_so_far)
-        found = db.read(lambda: list(Task.select(Task.id).where(queries.in_tree(root)).order_by(Task.id.desc()).limit(50).tuples()))
-        assert [row[0] for row in found] == sorted([root, *below], reverse=True)
-        assert db.read(_read_so_far) - before < 100
-        assert not db.read(lambda: Task.select().where(queries.in_tree(below[0])).count())
     finally:
         db.close_database()
 

@@ -118,7 +118,7 @@ def conditions(chosen: Filter) -> list[Any]:
     if chosen.error_codes:
         found.append(Task.error_code << list(chosen.error_codes))
     if chosen.correlation_id:
-        found.append(in_tree(chosen.correlation_id))
+        found.append(Task.correlation_id == chosen.correlation_id)
     if chosen.created_after is not None:
         found += [Task.created_at >= chosen.created_after, Task.id >= first_id(chosen.created_after - CLOCKS_DIFFER_S)]
     if chosen.created_before is not None:
@@ -130,13 +130,6 @@ def conditions(chosen: Filter) -> list[Any]:
     if chosen.retried is not None:
         found.append(is_repeated() if chosen.retried else ~is_repeated())
     return found
-
-
-def in_tree(root: str) -> Any:
-    """Return the condition that a task is the root of this tree, or below it; only those below are looked up in the index of trees."""
-    first, below = Task.alias(), Task.alias()
-    is_root, is_below = (first.id == root, first.correlation_id == root), (below.correlation_id == root, below.correlation_id != below.id)
-    return Task.id << first.select(first.id).where(*is_root).union_all(below.select(below.id).where(*is_below))
 
 
 def _mentions(text: str) -> Any:

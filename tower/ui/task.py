@@ -85,7 +85,7 @@ def task(visit: Visit) -> dict[str, Any]:
 
 def _relatives(visit: Visit, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield the tasks of the same tree, and those that repeat it or that it repeats, oldest first, as far as whoever looks may see them."""
-    same = [queries.in_tree(row["correlation_id"]), Task.retry_of == row["id"]]
+    same = [Task.correlation_id == row["correlation_id"], Task.retry_of == row["id"]]
     if row["retry_of"]:
         same.append(Task.id == row["retry_of"])
     others = [Task.id != row["id"], *queries.conditions(visit.within)]
