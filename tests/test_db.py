@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_postgres_compares_names_and_ids_by_their_bytes(new_database: Callable[[
     by_rules = {(row["of"], row["name"]) for row in found if row["rules"] != "C"}
     assert by_rules == {("task", "title")}
     assert {row["of"] for row in found} >= {model._meta.table_name for model in TABLES} - {"decision"}
+
+
+def test_a_view_in_the_way_of_an_upgrade_is_named(new_database: Callable[[], str]) -> None:
+    """Postgres changes no column that a view shows, and somebody may have made one for his reports."""
+    db.open_database(Settings(database_url=new_database()))
+    db.migrate()
+    step = import_module("tower.migrations.0012_bytewise")
+    db.unit(lambda: db.database.execute_sql("CREATE VIEW report AS SELECT status, COUNT(*) FROM task GROUP BY status"))
+    with pytest.raises(SettingsError, match=r"drop them, start the tower, and create them again\. They are: report$"):
+        db.unit(lambda: step.up(None, db.database.obj))
+    db.unit(lambda: db.database.execute_sql("DROP VIEW report"))
+    db.unit(lambda: step.up(None, db.database.obj))
 
 
 @pytest.mark.slow
