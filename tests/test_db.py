@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -370,6 +371,27 @@ def test_two_that_wait_for_each_other_both_get_their_turn() -> None:
     assert len(runs) == 3
     assert r.row(first)["title"] == r.row(second)["title"]
     db.unit(lambda: Task.delete().execute())
+
+
+def test_who_waits_behind_a_write_that_fails_is_told_why_it_does(sqlite_settings: Settings) -> None:
+    """As long as others fail, and no longer: on a full disk each of them takes its time, and he has tried nothing himself."""
+    db.open_database(sqlite_settings)
+    db.migrate()
+
+    def fail() -> None:
+        raise peewee.OperationalError("database or disk is full")
+
+    def told() -> str:
+        with pytest.raises(Unavailable) as refused, ThreadPoolExecutor(1) as other, db._turn(1, writing=True):
+            other.submit(db.unit, r.insert, patience_s=0.1).result()
+        return refused.value.message
+
+    assert told().startswith("Somebody holds a lock")
+    with pytest.raises(Unavailable):
+        db.unit(fail, patience_s=0.01)
+    assert told().startswith("The disk of the database is full")
+    db.unit(r.insert)
+    assert told().startswith("Somebody holds a lock")
 
 
 def test_a_pool_without_a_free_connection_is_no_hang(sqlite_settings: Settings) -> None:

@@ -239,10 +239,13 @@ def _patiently(
                 raise Unavailable("The database is not prepared yet.", code="database_unavailable") from error
             if not is_outage(error):
                 raise
+            if writing and not isinstance(error, _NoTurn):
+                trouble.suspect(error)
             if time.monotonic() + pause > deadline:
-                trouble.begin(error, writing=writing, tried_at=tried_at)
+                cause = (trouble.suspected() if isinstance(error, _NoTurn) else None) or error
+                trouble.begin(cause, writing=writing, tried_at=tried_at)
                 if not insists():
-                    raise Unavailable(explain(error), code="database_unavailable") from error
+                    raise Unavailable(explain(cause), code="database_unavailable") from error
                 deadline = time.monotonic() + patience_s
             _log.debug("trying again: %s", explain(error))
         time.sleep(pause * random.uniform(0.5, 1.5))  # so that many threads do not come back in step
@@ -266,6 +269,10 @@ def _connected(*, writing: bool) -> Iterator[None]:
         pool.close()
 
 
+class _NoTurn(peewee.OperationalError):
+    """Other threads of this process were writing all the time; what keeps them is another question."""
+
+
 @contextmanager
 def _turn(seconds: float, *, writing: bool, in_turn: bool = False) -> Iterator[None]:
     """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody.
@@ -277,7 +284,7 @@ def _turn(seconds: float, *, writing: bool, in_turn: bool = False) -> Iterator[N
         return
     has_it = _writer.acquire(timeout=max(0.0, seconds if writing else min(seconds, _READ_TURN_S)))
     if writing and not has_it:
-        raise peewee.OperationalError("database is locked by other threads of this process")
+        raise _NoTurn("database is locked by other threads of this process")
     try:
         yield
     finally:

@@ -96,6 +96,8 @@ class Trouble:
         self._since = 0.0
         #: When it answered last.
         self._answered_at = 0.0
+        #: Why a write failed last that was to be tried again, and when.
+        self._write_failed: tuple[BaseException, float] | None = None
 
     def begin(self, error: BaseException, *, writing: bool, tried_at: float) -> None:
         """Note that reading or writing failed; that no answer came is no news if one has come since this try began."""
@@ -107,9 +109,20 @@ class Trouble:
             self._was_writing = writing and _meaning(error) in _OF_WRITING
         self._outage.begin("%s Nothing accepted is lost: new tasks are refused, running ones go on while their leases last.", message)
 
+    def suspect(self, error: BaseException) -> None:
+        """Note why a write failed that is going to be tried again."""
+        self._write_failed = error, time.monotonic()
+
+    def suspected(self) -> BaseException | None:
+        """Return why others could not write lately, which is most likely why whoever stands behind them cannot; None if they could."""
+        failed = self._write_failed
+        return failed[0] if failed and time.monotonic() - failed[1] < _WRITES_S else None
+
     def end(self, *, writing: bool) -> None:
         """Note that reading or writing worked; a read that works says nothing about writing."""
         self._answered_at = time.monotonic()
+        if writing:
+            self._write_failed = None
         if self._message is not None and (writing or not self._was_writing):
             with self._lock:
                 self._message = None
