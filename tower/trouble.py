@@ -96,8 +96,8 @@ class Trouble:
         self._since = 0.0
         #: When it answered last.
         self._answered_at = 0.0
-        #: Why a write failed last that was to be tried again, and when.
-        self._write_failed: tuple[BaseException, float] | None = None
+        #: What was said when a write failed last, and when; no error, which would keep open what its frames have at hand.
+        self._write_failed: tuple[str, float] | None = None
 
     def begin(self, error: BaseException, *, writing: bool, tried_at: float) -> None:
         """Note that reading or writing failed; that no answer came is no news if one has come since this try began."""
@@ -111,12 +111,12 @@ class Trouble:
 
     def suspect(self, error: BaseException) -> None:
         """Note why a write failed that is going to be tried again."""
-        self._write_failed = error, time.monotonic()
+        self._write_failed = _said(error), time.monotonic()
 
-    def suspected(self) -> BaseException | None:
+    def suspected(self) -> peewee.OperationalError | None:
         """Return why others could not write lately, which is most likely why whoever stands behind them cannot; None if they could."""
         failed = self._write_failed
-        return failed[0] if failed and time.monotonic() - failed[1] < _WRITES_S else None
+        return peewee.OperationalError(failed[0]) if failed and time.monotonic() - failed[1] < _WRITES_S else None
 
     def end(self, *, writing: bool) -> None:
         """Note that reading or writing worked; a read that works says nothing about writing."""
