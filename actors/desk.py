@@ -120,6 +120,7 @@ class Desk:
                 is_one_statement=lifecycle.is_one_write(endings, takes),
                 is_promise=self._is_promise,
                 insists=lambda: bool(endings) and self._worker.is_cut_off(),
+                sees_arrived=False,
             )
         except BaseException:
             has_caught_up = False

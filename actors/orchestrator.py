@@ -152,6 +152,7 @@ class Dispatcher:
         Who is asked because of tasks that have ended leaves what has just come to whoever is asked because of that.
         """
         self._due_at = None
+        db.enter_arrived()
         # To look first whether anything waits is worth a way of its own only while passes follow one another.
         started = self._start_some(PREFETCH) if asked and time.monotonic() - self._idle_since > _NEW_S else 0
         ready = self._ready(asked[-_MOST_ASKED:])
@@ -213,7 +214,7 @@ class Dispatcher:
     def _dispatch(self, walk: "Walk") -> int:
         """Mark what was chosen as dispatched, and have it started wherever there are slots."""
         work = partial(lifecycle.dispatch, walk.chosen, walk.load.token)
-        nudges = db.unit(work, is_one_statement=db.is_postgres(), is_promise=False)
+        nudges = db.unit(work, is_one_statement=db.is_postgres(), is_promise=False, sees_arrived=False)
         if nudges:
             fault("dispatch.after_commit")
             self._deliver(nudges)

@@ -185,7 +185,7 @@ def main() -> None:
 
 def _made(root: Path, ids: Sequence[str]) -> dict[str, dict[str, Any]]:
     try:
-        return {task_id: vars(mark) for task_id, mark in db.read(partial(whole.make, root, ids)).items()}
+        return {task_id: vars(mark) for task_id, mark in db.read(partial(whole.make, root, ids), sees_arrived=False).items()}
     except TowerError:
         return {}
 

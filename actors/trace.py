@@ -119,7 +119,7 @@ class Tracer:
     def _try(self, ids: list[str]) -> None:
         try:
             made = self._scribe.make(ids)
-            db.read(partial(self._bring_up, ids, made))  # one connection for all that is asked on the way
+            db.read(partial(self._bring_up, ids, made), sees_arrived=False)  # one connection for all that is asked on the way
         except Unavailable as error:
             _log.warning("%s %d traces wait.", error.message, len(ids))
 

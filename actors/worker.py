@@ -206,7 +206,9 @@ class WorkerProcess:
         # Postgres, unlike SQLite, could end by itself and take a beat with it that was trusted already.
         is_promise = db.is_postgres() or not self._beaten.issuperset(held)
         try:
-            kept = db.unit(lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=is_promise)
+            kept = db.unit(
+                lambda: leases.heartbeat(self.id, ids), patience_s=self._settings.beat_s, is_promise=is_promise, sees_arrived=False
+            )
         except Unavailable:
             self._missed_at = time.monotonic()
             raise

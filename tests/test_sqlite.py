@@ -311,8 +311,8 @@ def test_a_task_that_the_disk_did_not_take_is_brought_there_by_a_thread(engine: 
         task_id = await engine.enqueue()
         assert not db._file.is_quick
         assert engine.in_thread == [task_id]
-        assert _is_there_once(task_id)
         assert os.stat(f"{engine.path}-wal").st_size == 0
+        assert _is_there_once(task_id)
 
     run(work)
 

@@ -39,6 +39,8 @@ _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same i
 _writer = threading.RLock()
 #: How long who only reads waits for his turn.
 _READ_TURN_S = 0.05
+#: How long who looks at tasks waits for his turn to enter those that have arrived.
+_SEE_S = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -60,7 +62,7 @@ def open_existing(settings: Settings) -> None:
     if settings.database_url.startswith("sqlite") and not path.is_file():
         raise SettingsError(f"DATABASE_URL names {path}, but there is no such file; go to the tower's folder, or set DATABASE_URL.")
     open_database(settings)
-    steps = read(lambda: Runner(database.obj, str(_MIGRATIONS)).status())
+    steps = read(lambda: Runner(database.obj, str(_MIGRATIONS)).status(), sees_arrived=False)
     _refuse_newer(steps)
     if not all(step.applied for step in steps):
         raise SettingsError("The database was made by an older tower, or by none yet; start this tower once.")
@@ -120,6 +122,7 @@ def unit(
     is_one_statement: bool = False,
     is_promise: bool | Callable[[T], bool] = True,
     insists: Callable[[], bool] = bool,
+    sees_arrived: bool = True,
 ) -> T:
     """Run `work` in one transaction, again after a lost connection or a lock; raise Unavailable when patience ends.
 
@@ -128,13 +131,16 @@ def unit(
     If it is one statement, it is a transaction by itself. If it is no promise, nobody waits until the disk has it: a power cut, or the end
     of Postgres, may undo it, and the state from before must do as well; with SQLite that may depend on what it returns. A commit whose
     answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is asked before each further run for
-    what an earlier one has done.
+    what an earlier one has done. Work that may miss tasks which have just arrived need not see them; see `enter_arrived`.
     """
+    looks = sees_arrived and not is_postgres() and database.is_closed()
     runs, committed = itertools.count(), list[T]()
 
     def once_more() -> T:
         if committed:  # only the disk is still waited for
             return committed[0]
+        if looks and database.obj.has_arrived():
+            _enter_arrived()
         with database.obj.scope(is_one_statement=is_one_statement, waits=is_promise is not False):
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
@@ -144,13 +150,66 @@ def unit(
     return _patiently(once_more, patience_s, writing=True, is_promise=is_promise, insists=insists)
 
 
-def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False) -> T:
+def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False, sees_arrived: bool = True) -> T:
     """Run `work`, which only reads, outside a transaction, so that it never waits for a writer.
 
     In turn, it is one of the many short steps between the writes of this process: on SQLite these take turns with those, unless that takes
-    long. At once, each would have to get Python's lock back from the others after every statement, which took a fifth of the CPU.
+    long. At once, each would have to get Python's lock back from the others after every statement, which took a fifth of the CPU. These
+    steps miss tasks that have just arrived, as any work may that says so; see `enter_arrived`.
     """
+
+    def look() -> T:
+        if database.obj.has_arrived():
+            raise _Arrived
+        return work()
+
+    if sees_arrived and not in_turn and not is_postgres() and database.is_closed():
+        try:
+            return _patiently(look, patience_s, writing=False)
+        except _Arrived:
+            _see_arrived()
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
+
+
+def enter_arrived(*, patience_s: float = 5.0) -> None:
+    """Enter the tasks that have arrived; raise Unavailable if that cannot be done.
+
+    On SQLite a task that comes alone only arrives at first: it is written down where that costs least, and accepted. Whoever looks at tasks
+    enters it among the others before, as each pass of the orchestrator does.
+    """
+    if not is_postgres() and read(database.obj.has_arrived, patience_s=patience_s, in_turn=True):
+        unit(database.obj.enter_arrived, is_one_statement=True, is_promise=False, sees_arrived=False)
+
+
+def has_arrived(task_id: str) -> bool:
+    """Whether this task has arrived, and is not entered yet."""
+    if is_postgres():
+        return False
+    return read(lambda: bool(rows("SELECT 1 FROM task_arrived WHERE id = ?", [task_id])), sees_arrived=False)
+
+
+def _see_arrived() -> None:
+    """Do the same for somebody who only reads, if that can be done soon; else he sees what there was before."""
+    if trouble.suspected():
+        return
+    try:
+        with _turn(_SEE_S, writing=True), _connected(writing=True):
+            _enter_arrived()
+    except (_NoTurn, MaxConnectionsExceeded):
+        pass
+    except peewee.PeeweeException as error:
+        if not is_outage(error):
+            raise
+        trouble.suspect(error)
+
+
+def _enter_arrived() -> None:
+    with database.obj.scope(is_one_statement=True, waits=False):
+        database.obj.enter_arrived()
+
+
+class _Arrived(Exception):
+    """Tasks have arrived, so nothing was read yet."""
 
 
 def can_send(*, is_alone: bool) -> bool:
@@ -432,6 +491,7 @@ _FETCHED = 200
 @contextmanager
 def snapshot() -> Iterator[Rows]:
     """Let many tables be read as they are at this one moment, however long that takes; nobody is held up meanwhile."""
+    enter_arrived(patience_s=0)
     with database.connection_context():
         database.execute_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if is_postgres() else "BEGIN DEFERRED")
         if is_postgres():
@@ -462,7 +522,7 @@ def instant() -> peewee.SQL:
 
 def has_tables() -> bool:
     """Whether a tower has prepared the database, this one or an older."""
-    return read(lambda: bool(database.table_exists("task")))
+    return read(lambda: bool(database.table_exists("task")), sees_arrived=False)
 
 
 def schema() -> list[str]:
@@ -490,4 +550,4 @@ def migrate(*, patience_s: float = 30.0) -> list[str]:
         fault("migrate.mid")
         return applied
 
-    return unit(work, patience_s=patience_s)
+    return unit(work, patience_s=patience_s, sees_arrived=False)

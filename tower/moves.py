@@ -1,7 +1,8 @@
 """How a task's status is changed: one guarded update and the event of each row it changed, together.
 
 `move` is for what happens now and then. The others are hand-written, because they run in the life of every task: for many tasks at once,
-and in Postgres as one statement each, which is a transaction by itself. In SQLite that holds for new tasks without a key.
+and in Postgres as one statement each, which is a transaction by itself. In SQLite that holds for new tasks without a key; one that comes
+alone arrives there, which costs a quarter, and is entered later, together with others.
 """
 
 import json
@@ -132,8 +133,23 @@ def _entry(tasks: Sequence[Row], data: dict[str, Any], *, is_first_try: bool = F
         if not data:
             return f"WITH moved AS ({statement}) {_TOLD_PLAINLY}", values
         return f"WITH moved AS ({statement}) {_TOLD}", [*values, *event]
+    if len(tasks) == 1 and _at_times(tasks[0]) == _NEVER and tasks[0]["labels"] == "{}":
+        return _ARRIVAL, [*_arriving(tasks[0]), event[1]]
     names, rows, values = _new(tasks, "?, ?, ")
     return f"INSERT INTO task_entry (kind, data, {names}) {rows}", [*event, *values]
+
+
+#: What a task brings along that comes alone on SQLite. It is entered with others, by whoever looks next; see `db.enter_arrived`.
+_ARRIVES = tuple(name for name in _GIVEN_ALWAYS if name != "labels")
+_arriving = itemgetter(*_ARRIVES, "priority")
+_MADE_THEN = {
+    name: text.format(at="{moment}", priority="?", not_before="NULL")
+    for name, text in _MADE.items()
+    if name in ("rank", "nudge_at", "trace_due_at", "created_at")
+}
+_ARRIVAL = f"""
+    INSERT INTO task_arrived ({", ".join((*_ARRIVES, *_MADE_THEN))}, data)
+    VALUES ({", ".join("?" * len(_ARRIVES))}, {", ".join(_MADE_THEN.values())}, ?)"""
 
 
 def _tell_new(tasks: Sequence[Row], data: dict[str, Any]) -> None:

@@ -157,7 +157,7 @@ class EnhancedOrchestrator:
         """Insert the tasks of all requests that wait; none of them depends on another row."""
         tasks = [task for request in requests for task in request]
         fault("front.before_insert")
-        db.unit(lambda: lifecycle.enter(tasks), patience_s=_PATIENCE_S, is_one_statement=lifecycle.is_one_entry(tasks))
+        db.unit(lambda: lifecycle.enter(tasks), patience_s=_PATIENCE_S, is_one_statement=lifecycle.is_one_entry(tasks), sees_arrived=False)
         fault("front.after_commit")
         return [None] * len(requests)
 

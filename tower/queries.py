@@ -11,9 +11,10 @@ from peewee import fn
 
 from tower import db, load
 from tower.decision import obstacle
-from tower.errors import NotFound
+from tower.errors import NotFound, Unavailable
 from tower.models import CLOCKS_DIFFER_S, Task, TaskArtifact, TaskEvent, TaskLabel, TaskLog, behind, first_id, in_line, not_yet
 from tower.terms import DISPATCHED, FINAL, IN_FLIGHT, QUEUED, RUNNING
+from tower.trouble import explain
 
 #: The columns of a list: everything but the texts that may be large.
 SLIM = tuple(field for name, field in Task._meta.fields.items() if name not in ("payload", "result"))
@@ -416,6 +417,10 @@ def progress_of(ids: Sequence[str]) -> dict[str, tuple[str, int]]:
     return found
 
 
-def not_found(task_id: str) -> NotFound:
-    """Return the error for a task that does not exist."""
+def not_found(task_id: str) -> NotFound | Unavailable:
+    """Return the error for a task that does not exist, or has arrived and cannot be entered now."""
+    if db.has_arrived(task_id):
+        cause = db.trouble.suspected()
+        why = explain(cause) if cause else "Others are writing all the time."
+        return Unavailable(f"Task {task_id!r} is accepted, and cannot be shown yet; ask again. {why}", code="database_unavailable")
     return NotFound(f"There is no task {task_id!r}; GET /tasks lists them.", code="task_not_found")

@@ -266,6 +266,14 @@ class Sqlite(PooledSqliteDatabase):
             with peewee.__exception_wrapper__:
                 raise
 
+    def has_arrived(self) -> bool:
+        """Whether there is a task that has arrived, and has not been entered yet."""
+        return self.run("SELECT 1 FROM task_arrived LIMIT 1").fetchone() is not None
+
+    def enter_arrived(self) -> None:
+        """Enter the tasks that have arrived, each with its first event: a trigger does so for each that is deleted here."""
+        self.run("DELETE FROM task_arrived")
+
     def begin(self, lock_type: str | None = None) -> None:
         """Begin a transaction that writes."""
         self.run(f"BEGIN {lock_type or self._lock_type}")

@@ -152,7 +152,8 @@ class Lab:
 
     def wait_status(self, task_id: str, *statuses: str) -> None:
         """Wait until a task has one of these statuses."""
-        wait_for(f"{statuses} of {task_id}", lambda: self.task(task_id)["status"] in statuses, LONG_S)
+        named = f"SELECT 1 FROM task WHERE id = '{task_id}' AND status IN ({', '.join(map(repr, statuses))})"
+        wait_for(f"{statuses} of {task_id}", lambda: rows(self.url, named), LONG_S)
 
     def settle(self) -> None:
         """Wait until every task is final and traced."""

@@ -1,0 +1,192 @@
+"""On SQLite a task that comes alone only arrives; whoever looks at tasks enters it, and sees it."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.orchestrator import Dispatcher
+from tests import rows as r
+from tests.engine import OWN
+from tower import backup, db, lifecycle, queries
+from tower.errors import NotFound, Unavailable
+from tower.models import Task
+from tower.settings import Settings
+from tower.terms import CANCELLED, QUEUED
+
+
+@pytest.fixture(autouse=True)
+def place(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An open, empty database, for which nobody is waited long; the path of its file."""
+    db.open_database(sqlite_settings)
+    db.migrate()
+    monkeypatch.setattr("tower.db._SEE_S", 0.1)
+    monkeypatch.setattr("tower.sqlite._WAIT_MS", 100)
+    yield Path(sqlite_settings.database_url.removeprefix("sqlite:///"))
+    db.close_database()
+
+
+def arrive(times: int = 1, **fields: Any) -> str:
+    """Let a task arrive, more than once if the answer to its commit was lost; return its id."""
+    task = r.new(**fields)
+    for _ in range(times):
+        db.unit(lambda: lifecycle.enter([task]), is_one_statement=lifecycle.is_one_entry([task]), sees_arrived=False)
+    return task.id
+
+
+def counted(place: Path, table: str) -> int:
+    """Return how many rows there are, as somebody else sees it."""
+    with closing(sqlite3.connect(place)) as other:
+        return int(other.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda task_id: r.row(task_id)["status"] == QUEUED,
+        lambda task_id: db.read(lambda: Task.select().where(Task.status == QUEUED).count()) == 1,
+        lambda task_id: db.read(lambda: queries.progress_of([task_id])) == {task_id: (QUEUED, 1)},
+        lambda task_id: db.unit(lambda: lifecycle.cancel(task_id, None)) == CANCELLED,
+        lambda task_id: bool(_in_snapshot("task")),
+        lambda task_id: bool(_in_snapshot("task_event")),
+    ],
+    ids=["by its id", "in a list", "in a crowd", "to change it", "in a snapshot", "its event in a snapshot"],
+)
+def test_whoever_looks_sees_what_has_arrived(place: Path, look: Callable[[str], bool]) -> None:
+    """Though no pass was made since."""
+    task_id = arrive()
+    assert (counted(place, "task_arrived"), counted(place, "task")) == (1, 0)
+    assert look(task_id)
+    assert (counted(place, "task_arrived"), counted(place, "task"), counted(place, "task_label")) == (0, 1, 0)
+
+
+def _in_snapshot(table: str) -> list[tuple[Any, ...]]:
+    with db.snapshot() as rows:
+        return list(rows(f"SELECT * FROM {table}"))
+
+
+def test_a_task_that_has_arrived_is_entered_as_any_other() -> None:
+    """Its row, with the same values in the same types, and its first event."""
+    fields = {
+        "type": "echo",
+        "payload": '{"text": "ä"}',
+        "priority": 7,
+        "max_attempts": 4,
+        "max_losses": 1,
+        "timeout_s": 9.5,
+        "actor": "ann",
+    }
+    arrived, direct = arrive(**fields), r.new(**fields)
+    db.unit(lambda: lifecycle.insert([direct]))
+    first, second = (r.row(task_id) for task_id in (arrived, direct.id))
+    assert [(name, first[name], type(first[name])) for name in first if name not in OWN] == [
+        (name, second[name], type(second[name])) for name in second if name not in OWN
+    ]
+    for name in ("rank", "trace_due_at", "nudge_at", "queued_at", "updated_at"):
+        assert first[name] - first["created_at"] == pytest.approx(second[name] - second["created_at"], abs=1e-3)
+    assert first["correlation_id"] == first["id"]
+    events = [db.read(lambda task_id=task_id: queries.events(task_id)) for task_id in (arrived, direct.id)]
+    assert [[(e["seq"], e["attempt"], e["kind"], e["data"]) for e in of_one] for of_one in events] == [
+        [(1, 0, "queued", events[1][0]["data"])]
+    ] * 2
+    assert events[0][0]["at"] == first["created_at"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({"labels": {"env": "a"}}, {"title": "t"}, {"requested_by": "b"}, {"not_before": 2e9}, {"expires_at": 2e9}),
+        *({"concurrency_key": "k"}, {"silence_s": 3.0}, {"rate_key": "k", "rate_limit": 2, "rate_per_s": 3.0}),
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_brings_more_along_is_entered_at_once(place: Path, more: dict[str, Any]) -> None:
+    """There is no column for it where tasks arrive."""
+    task_id = arrive(**more)
+    assert (counted(place, "task_arrived"), counted(place, "task")) == (0, 1)
+    row = r.row(task_id)
+    assert {name: json.loads(row[name]) if name == "labels" else row[name] for name in more} == more
+
+
+def test_a_task_that_arrives_twice_is_entered_once(place: Path) -> None:
+    """After a commit whose answer was lost, before or after it was entered."""
+    task = arrive(times=2)
+    assert counted(place, "task_arrived") == 2
+    assert r.kinds(task) == [QUEUED]
+    arrive(id=task)
+    assert r.kinds(task) == [QUEUED]
+    assert (counted(place, "task_arrived"), counted(place, "task")) == (0, 1)
+
+
+def test_tasks_keep_the_order_in_which_they_arrived() -> None:
+    """And a priority is a head start."""
+    ids = [arrive(priority=priority) for priority in (0, 0, 5)]
+    found = db.read(lambda: [row.id for row in Task.select().order_by(Task.rank, Task.id)])
+    assert found == [ids[2], *ids[:2]]
+
+
+def test_a_pass_enters_what_has_arrived(sqlite_settings: Settings, place: Path) -> None:
+    """Though all that it reads is read in turn with what is written."""
+    arrive()
+    Dispatcher(sqlite_settings, r.Nudges()).run_pass()  # type: ignore[arg-type]
+    assert (counted(place, "task_arrived"), counted(place, "task")) == (0, 1)
+
+
+def test_who_cannot_enter_it_still_reads(place: Path) -> None:
+    """Somebody else holds the lock: lists show what there was, and nobody is told that an accepted task does not exist."""
+    before, task_id = r.insert(), arrive()
+    with closing(sqlite3.connect(place)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert db.read(lambda: [row.id for row in Task.select()]) == [before]
+        with pytest.raises(Unavailable, match=rf"{task_id}.* is accepted.*lock"):
+            r.row(task_id)
+        with pytest.raises(NotFound):
+            r.row("0" * 32)
+        other.rollback()
+    r.insert()  # so it is known that writing works
+    assert r.kinds(task_id) == [QUEUED]
+
+
+def test_who_stands_behind_others_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A moment, then what there was before."""
+    task_id = arrive()
+    monkeypatch.setattr("tower.db._writer", _Never())
+    assert db.read(lambda: Task.select().count()) == 0
+    with pytest.raises(Unavailable, match=r"is accepted, and cannot be shown yet; ask again\. Others are writing"):
+        db.read(lambda: queries.task(task_id))
+    monkeypatch.undo()
+    assert r.kinds(task_id) == [QUEUED]
+
+
+class _Never:
+    """A lock that others have."""
+
+    def acquire(self, *_: object, **__: object) -> bool:
+        return False
+
+
+def test_it_outlives_the_process(sqlite_settings: Settings) -> None:
+    """The next one that looks enters it."""
+    task_id = arrive()
+    db.close_database()
+    db.open_existing(sqlite_settings)
+    assert r.kinds(task_id) == [QUEUED]
+
+
+def test_it_is_in_a_backup(tmp_path: Path) -> None:
+    """That was begun after it had arrived."""
+    arrive()
+    assert backup.backup(tmp_path / "kept.tar")["tables"]["task"]["rows"] == 1
+
+
+def test_before_there_are_tables_nothing_has_arrived(tmp_path: Path) -> None:
+    """Whoever looks is told what he was told before."""
+    db.close_database()
+    db.open_database(Settings(database_url=f"sqlite:///{tmp_path / 'empty.db'}"))
+    assert not db.has_tables()
+    with pytest.raises(Unavailable, match="not prepared"):
+        db.read(lambda: Task.select().count())
