@@ -15,7 +15,7 @@ def problem(settings: Settings) -> str | None:
     """Return what is wrong with the worker on this machine, None if it renewed its row just now."""
     db.open_database(settings)
     try:
-        workers = db.read(lambda: queries.live_workers(_WITHIN_S), patience_s=1)
+        workers = db.read(lambda: queries.live_workers(_WITHIN_S), patience_s=1, sees_arrived=False)
     finally:
         db.close_database()
     if any(worker["host"] == hostname() for worker in workers):

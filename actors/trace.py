@@ -200,7 +200,7 @@ class Tracer:
             told = queries.to_trace([task_id]).get(task_id)
             if told is None:
                 folder.drop_if_empty()  # we have just made it
-                raise queries.not_found(task_id)
+                raise queries.missing(task_id)
             for name in folder.names():
                 if name.startswith(".") and name.endswith(".new"):
                     folder.remove(name)

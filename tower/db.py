@@ -36,12 +36,37 @@ trouble = Trouble()
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LIMITS = "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000"
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
-_writer = threading.RLock()
 #: How long who only reads waits for his turn.
 _READ_TURN_S = 0.05
-#: How long who looks at tasks waits for his turn to enter those that have arrived.
-_SEE_S = 2.0
+#: How long who only reads waits for his turn to enter what has arrived; for how long somebody has a turn who is stuck, most likely, or the
+#: file who does not belong to this process; and for how long nobody waits again after that.
+_SEE_S, _STUCK_MS, _AVOIDED_S = 2.0, 400, 1.0
+#: How long a pass tries to enter what has arrived until that counts as an outage.
+_ENTER_S = 4.0
 _log = logging.getLogger(__name__)
+
+
+class _Writer:
+    """The turn to write to SQLite, which the threads of this process take one by one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        #: Since when somebody has it, and until when nobody who only reads waits for it.
+        self.since = self.avoided_until = 0.0
+
+    def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the turn; return whether it is taken."""
+        has_it = self._lock.acquire(blocking, timeout)
+        if has_it:
+            self.since = time.monotonic()
+        return has_it
+
+    def release(self) -> None:
+        """Give it up."""
+        self._lock.release()
+
+
+_writer = _Writer()
 
 
 def open_database(settings: Settings) -> None:
@@ -139,8 +164,9 @@ def unit(
     def once_more() -> T:
         if committed:  # only the disk is still waited for
             return committed[0]
-        if looks and database.obj.has_arrived():
-            _enter_arrived()
+        if looks and database.obj.is_any_arrived():
+            with database.obj.scope(is_one_statement=True, waits=False):
+                database.obj.enter_arrived()
         with database.obj.scope(is_one_statement=is_one_statement, waits=is_promise is not False):
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
@@ -151,7 +177,7 @@ def unit(
 
 
 def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = False, sees_arrived: bool = True) -> T:
-    """Run `work`, which only reads, outside a transaction, so that it never waits for a writer.
+    """Run `work`, which only reads, outside a transaction, so that it waits for no writer, unless a task has just arrived.
 
     In turn, it is one of the many short steps between the writes of this process: on SQLite these take turns with those, unless that takes
     long. At once, each would have to get Python's lock back from the others after every statement, which took a fifth of the CPU. These
@@ -159,7 +185,7 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     """
 
     def look() -> T:
-        if database.obj.has_arrived():
+        if database.obj.is_any_arrived():
             raise _Arrived
         return work()
 
@@ -171,41 +197,54 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
     return _patiently(work, patience_s, writing=False, in_turn=in_turn)
 
 
-def enter_arrived(*, patience_s: float = 5.0) -> None:
+def enter_arrived() -> None:
     """Enter the tasks that have arrived; raise Unavailable if that cannot be done.
 
     On SQLite a task that comes alone only arrives at first: it is written down where that costs least, and accepted. Whoever looks at tasks
     enters it among the others before, as each pass of the orchestrator does.
     """
-    if not is_postgres() and read(database.obj.has_arrived, patience_s=patience_s, in_turn=True):
-        unit(database.obj.enter_arrived, is_one_statement=True, is_promise=False, sees_arrived=False)
+    if not is_postgres() and read(database.obj.is_any_arrived, in_turn=True):
+        unit(database.obj.enter_arrived, patience_s=_ENTER_S, is_one_statement=True, is_promise=False, sees_arrived=False)
 
 
-def has_arrived(task_id: str) -> bool:
-    """Whether this task has arrived, and is not entered yet."""
+def arrived(task_id: str) -> dict[str, Any] | None:
+    """Return the row that this task will be, if it has arrived and is not entered yet."""
     if is_postgres():
-        return False
-    return read(lambda: bool(rows("SELECT 1 FROM task_arrived WHERE id = ?", [task_id])), sees_arrived=False)
+        return None
+    found = read(lambda: rows("SELECT * FROM task_arriving WHERE id = ?", [task_id]), sees_arrived=False)
+    return found[0] if found else None
 
 
 def _see_arrived() -> None:
-    """Do the same for somebody who only reads, if that can be done soon; else he sees what there was before."""
-    if trouble.suspected():
+    """Enter what has arrived for somebody who only reads, unless that takes long; else he sees what there was before.
+
+    He stands behind others while they get on. If one is stuck, or somebody else has the file, nobody waits for that again so soon.
+    """
+    if trouble.suspected() or time.monotonic() < _writer.avoided_until:
         return
+    pool: Sqlite = database.obj
     try:
-        with _turn(_SEE_S, writing=True), _connected(writing=True):
-            _enter_arrived()
+        with _turn_while_it_goes_on(), _connected(writing=True), pool.scope(is_one_statement=True, waits=False, patience_ms=_STUCK_MS):
+            pool.enter_arrived()
     except (_NoTurn, MaxConnectionsExceeded):
-        pass
+        _writer.avoided_until = time.monotonic() + _AVOIDED_S
     except peewee.PeeweeException as error:
         if not is_outage(error):
             raise
         trouble.suspect(error)
 
 
-def _enter_arrived() -> None:
-    with database.obj.scope(is_one_statement=True, waits=False):
-        database.obj.enter_arrived()
+@contextmanager
+def _turn_while_it_goes_on() -> Iterator[None]:
+    deadline = time.monotonic() + _SEE_S
+    while not _writer.acquire(timeout=_STUCK_MS / 4000):
+        now = time.monotonic()
+        if now > deadline or now - _writer.since > _STUCK_MS / 1000:
+            raise _NoTurn("database is locked by other threads of this process")
+    try:
+        yield
+    finally:
+        _writer.release()
 
 
 class _Arrived(Exception):
@@ -253,7 +292,7 @@ def _written_here(statement: str, values: Sequence[Any]) -> bool:
             return False
         try:
             _file.check()
-            with pool.scope(is_one_statement=True, waits=True, has_time=False):
+            with pool.scope(is_one_statement=True, waits=True, patience_ms=0):
                 rows(statement, values)
         finally:
             pool.close()
@@ -490,12 +529,17 @@ _FETCHED = 200
 
 @contextmanager
 def snapshot() -> Iterator[Rows]:
-    """Let many tables be read as they are at this one moment, however long that takes; nobody is held up meanwhile."""
-    enter_arrived(patience_s=0)
+    """Let many tables be read as they are at this one moment, however long that takes; nobody is held up meanwhile.
+
+    A task that has only arrived stands among the others there, so nothing has to be written for it.
+    """
     with database.connection_context():
         database.execute_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if is_postgres() else "BEGIN DEFERRED")
         if is_postgres():
             database.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # whoever reads may be busy for long with a table
+        else:
+            for name, arriving in (("task", "task_arriving"), ("task_event", "task_arriving_event")):
+                database.execute_sql(f"CREATE TEMP VIEW {name} AS SELECT * FROM main.{name} UNION ALL SELECT * FROM main.{arriving}")
         try:
             yield _from_postgres if is_postgres() else _from_sqlite
         finally:

@@ -55,7 +55,7 @@ def task(task_id: str) -> dict[str, Any]:
     """Return one task with its wait reason; raise NotFound."""
     row = Task.select().where(Task.id == task_id).dicts().first()
     if row is None:
-        raise not_found(task_id)
+        raise missing(task_id)
     _explain_waits([row])
     return dict(row)
 
@@ -64,7 +64,7 @@ def outline(task_id: str) -> dict[str, Any]:
     """Return one task without the texts that may be large, and with its wait reason; raise NotFound."""
     found = some([task_id])
     if not found:
-        raise not_found(task_id)
+        raise missing(task_id)
     return found[0]
 
 
@@ -385,7 +385,7 @@ def progress(task_id: str) -> tuple[str, int]:
     """Return a task's status and the number of its last event or log chunk; raise NotFound."""
     found = progress_of([task_id]).get(task_id)
     if found is None:
-        raise not_found(task_id)
+        raise missing(task_id)
     return found
 
 
@@ -396,16 +396,16 @@ def log_extent(task_id: str) -> tuple[int, int, int]:
     """
     row = Task.select(Task.seq, Task.traced_seq, Task.traced_bytes).where(Task.id == task_id).tuples().first()
     if row is None:
-        raise not_found(task_id)
+        raise missing(task_id)
     return row[0], row[1], row[2]
 
 
 def kind_and_labels(task_id: str) -> tuple[str, dict[str, str]]:
     """Return a task's type and labels; raise NotFound."""
-    row = Task.select(Task.type, Task.labels).where(Task.id == task_id).tuples().first()
+    row = Task.select(Task.type, Task.labels).where(Task.id == task_id).dicts().first() or db.arrived(task_id)
     if row is None:
-        raise not_found(task_id)
-    return str(row[0]), json.loads(row[1])
+        raise missing(task_id)
+    return str(row["type"]), json.loads(row["labels"])
 
 
 def progress_of(ids: Sequence[str]) -> dict[str, tuple[str, int]]:
@@ -417,10 +417,15 @@ def progress_of(ids: Sequence[str]) -> dict[str, tuple[str, int]]:
     return found
 
 
-def not_found(task_id: str) -> NotFound | Unavailable:
-    """Return the error for a task that does not exist, or has arrived and cannot be entered now."""
-    if db.has_arrived(task_id):
+def missing(task_id: str) -> NotFound | Unavailable:
+    """Return the error for a task that is not there: it does not exist, or has arrived and cannot be entered now."""
+    if db.arrived(task_id):
         cause = db.trouble.suspected()
-        why = explain(cause) if cause else "Others are writing all the time."
+        why = explain(cause) if cause else "It could not be entered among the others so far."
         return Unavailable(f"Task {task_id!r} is accepted, and cannot be shown yet; ask again. {why}", code="database_unavailable")
+    return not_found(task_id)
+
+
+def not_found(task_id: str) -> NotFound:
+    """Return the error for a task that does not exist, as far as whoever asks may know."""
     return NotFound(f"There is no task {task_id!r}; GET /tasks lists them.", code="task_not_found")

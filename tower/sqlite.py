@@ -24,11 +24,11 @@ _QUICK_S, _WEIGHT = 0.002, 0.2
 
 
 class _Session(sqlite3.Connection):
-    """A connection: whether it is the one for writing, whether its commits wait for the disk, and whether they may take their time."""
+    """A connection: whether it is the one for writing, whether its commits wait for the disk, and how long for others."""
 
     is_pen = False
     waits = True
-    has_time = True
+    patience_ms = _WAIT_MS
 
 
 class File:
@@ -207,21 +207,22 @@ class Sqlite(PooledSqliteDatabase):
                 self._pool_available.notify()
             session.is_pen = True
 
-    def scope(self, *, is_one_statement: bool, waits: bool, has_time: bool = True) -> AbstractContextManager[object]:
+    def scope(self, *, is_one_statement: bool, waits: bool, patience_ms: int | None = None) -> AbstractContextManager[object]:
         """Let what is done meanwhile be a transaction, or a part of the one that there is.
 
-        No commit waits for the disk; whoever has promised something does so after it, see `File.settle`. Without time it waits for nobody
-        in another process, and leaves it to others to bring the log into the file.
+        No commit waits for the disk; whoever has promised something does so after it, see `File.settle`. With a patience of its own it
+        waits so long only for somebody in another process, and leaves it to others to bring the log into the file.
         """
+        wanted_ms = _WAIT_MS if patience_ms is None else patience_ms
         session: _Session = self._state.conn
         if not self.in_transaction():
             if session.waits:
                 self.run("PRAGMA synchronous = NORMAL")
                 session.waits = False
-            if session.has_time != has_time:
-                self.run(f"PRAGMA busy_timeout = {_WAIT_MS if has_time else 0}")
-                self.run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if has_time else 0}")
-                session.has_time = has_time
+            if session.patience_ms != wanted_ms:
+                self.run(f"PRAGMA busy_timeout = {wanted_ms}")
+                self.run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if patience_ms is None else 0}")
+                session.patience_ms = wanted_ms
         return nullcontext() if is_one_statement else self.atomic()
 
     def _add_conn_hooks(self, conn: _Session) -> None:
@@ -266,7 +267,7 @@ class Sqlite(PooledSqliteDatabase):
             with peewee.__exception_wrapper__:
                 raise
 
-    def has_arrived(self) -> bool:
+    def is_any_arrived(self) -> bool:
         """Whether there is a task that has arrived, and has not been entered yet."""
         return self.run("SELECT 1 FROM task_arrived LIMIT 1").fetchone() is not None
 

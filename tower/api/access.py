@@ -242,7 +242,7 @@ class Access:
             if not self._settings.bootstrap_key:
                 raise Refused("The bootstrap key of this session is gone; log in again.", code="invalid_key")
             return Caller(BOOTSTRAP, ADMIN, BOOTSTRAP)
-        return db.read(partial(keys.remembered, key_id), patience_s=_PATIENCE_S)
+        return db.read(partial(keys.remembered, key_id), patience_s=_PATIENCE_S, sees_arrived=False)
 
     async def check_key(self, scope: Scope, key: str) -> Caller:
         """Return whose key this is; raise Refused, and soon nothing else, to an address that tries wrong ones."""
@@ -257,7 +257,7 @@ class Access:
         bootstrap = self._settings.bootstrap_key
         try:
             secret = bootstrap.get_secret_value() if bootstrap else None
-            return await run_in_threadpool(db.read, partial(keys.recognise, key, secret), patience_s=_PATIENCE_S)
+            return await run_in_threadpool(db.read, partial(keys.recognise, key, secret), patience_s=_PATIENCE_S, sees_arrived=False)
         except Refused:
             self._note_failure(address, tries)
             raise
