@@ -188,6 +188,7 @@ def test_who_stands_behind_one_that_is_stuck_reads(place: Path, monkeypatch: pyt
 def test_who_stands_behind_others_that_get_on_waits_for_his_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long they take together."""
     monkeypatch.setattr("tower.db._SEE_S", 20.0)
+    monkeypatch.setattr("tower.db._STUCK_MS", 5000)
     task_id, goes_on, has_begun = arrive(), threading.Event(), threading.Barrier(2)
 
     def write() -> None:
