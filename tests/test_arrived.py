@@ -28,8 +28,8 @@ def place(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """An open, empty database, for which nobody is waited long; the path of its file."""
     db.open_database(sqlite_settings)
     db.migrate()
-    monkeypatch.setattr("tower.db._SEE_S", 0.1)
-    monkeypatch.setattr("tower.db._STUCK_MS", 50)
+    monkeypatch.setattr("tower.turns.STUCK_S", 0.05)
+    monkeypatch.setattr("tower.db.STUCK_S", 0.05)
     monkeypatch.setattr("tower.sqlite._WAIT_MS", 100)
     yield Path(sqlite_settings.database_url.removeprefix("sqlite:///"))
     db.close_database()
@@ -156,7 +156,7 @@ def test_who_cannot_enter_it_still_reads(place: Path, monkeypatch: pytest.Monkey
 
 def test_who_stands_behind_one_that_is_stuck_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A moment, and whoever comes after that goes straight on: here one would wait for ever."""
-    monkeypatch.setattr("tower.db._SEE_S", 60.0)
+    monkeypatch.setattr("tower.turns._PATIENCE_S", 60.0)
     task_id, is_stuck, goes_on = arrive(), threading.Event(), threading.Event()
 
     def be_stuck() -> None:
@@ -181,14 +181,14 @@ def test_who_stands_behind_one_that_is_stuck_reads(place: Path, monkeypatch: pyt
     finally:
         goes_on.set()
         stuck.join()
-    db._writer.avoided_until = 0.0
+    db._writer._avoided_until = 0.0
     assert r.kinds(task_id) == [QUEUED]
 
 
 def test_who_stands_behind_others_that_get_on_waits_for_his_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long they take together."""
-    monkeypatch.setattr("tower.db._SEE_S", 20.0)
-    monkeypatch.setattr("tower.db._STUCK_MS", 5000)
+    monkeypatch.setattr("tower.turns._PATIENCE_S", 20.0)
+    monkeypatch.setattr("tower.turns.STUCK_S", 5.0)
     task_id, goes_on, has_begun = arrive(), threading.Event(), threading.Barrier(2)
 
     def write() -> None:

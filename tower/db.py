@@ -3,7 +3,6 @@
 import itertools
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +22,7 @@ from tower.faults import fault
 from tower.settings import Settings
 from tower.sqlite import File, Sqlite
 from tower.trouble import Trouble, explain, is_outage
+from tower.turns import STUCK_S, NoTurn, Turns
 
 T = TypeVar("T")
 #: See `send`.
@@ -36,37 +36,12 @@ trouble = Trouble()
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _LIMITS = "-c statement_timeout=30000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=60000"
 _MIGRATION_LOCK = 8_236_141_775_210_118_337  # any number of our own, the same in every process
+_writer = Turns()
 #: How long who only reads waits for his turn.
 _READ_TURN_S = 0.05
-#: How long who only reads waits for his turn to enter what has arrived; for how long somebody has a turn who is stuck, most likely, or the
-#: file who does not belong to this process; and for how long nobody waits again after that.
-_SEE_S, _STUCK_MS, _AVOIDED_S = 2.0, 400, 1.0
 #: How long a pass tries to enter what has arrived until that counts as an outage.
 _ENTER_S = 4.0
 _log = logging.getLogger(__name__)
-
-
-class _Writer:
-    """The turn to write to SQLite, which the threads of this process take one by one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        #: Since when somebody has it, and until when nobody who only reads waits for it.
-        self.since = self.avoided_until = 0.0
-
-    def acquire(self, *, blocking: bool = True, timeout: float = -1) -> bool:
-        """Take the turn; return whether it is taken."""
-        has_it = self._lock.acquire(blocking, timeout)
-        if has_it:
-            self.since = time.monotonic()
-        return has_it
-
-    def release(self) -> None:
-        """Give it up."""
-        self._lock.release()
-
-
-_writer = _Writer()
 
 
 def open_database(settings: Settings) -> None:
@@ -220,31 +195,18 @@ def _see_arrived() -> None:
 
     He stands behind others while they get on. If one is stuck, or somebody else has the file, nobody waits for that again so soon.
     """
-    if trouble.suspected() or time.monotonic() < _writer.avoided_until:
+    if trouble.suspected() or _writer.are_avoided:
         return
     pool: Sqlite = database.obj
     try:
-        with _turn_while_it_goes_on(), _connected(writing=True), pool.scope(is_one_statement=True, waits=False, patience_ms=_STUCK_MS):
+        with _writer.while_others_get_on(), _connected(writing=True), pool.scope(is_one_statement=True, waits=False, patience_s=STUCK_S):
             pool.enter_arrived()
-    except (_NoTurn, MaxConnectionsExceeded):
-        _writer.avoided_until = time.monotonic() + _AVOIDED_S
+    except (NoTurn, MaxConnectionsExceeded):
+        pass
     except peewee.PeeweeException as error:
         if not is_outage(error):
             raise
         trouble.suspect(error)
-
-
-@contextmanager
-def _turn_while_it_goes_on() -> Iterator[None]:
-    deadline = time.monotonic() + _SEE_S
-    while not _writer.acquire(timeout=_STUCK_MS / 4000):
-        now = time.monotonic()
-        if now > deadline or now - _writer.since > _STUCK_MS / 1000:
-            raise _NoTurn("database is locked by other threads of this process")
-    try:
-        yield
-    finally:
-        _writer.release()
 
 
 class _Arrived(Exception):
@@ -292,7 +254,7 @@ def _written_here(statement: str, values: Sequence[Any]) -> bool:
             return False
         try:
             _file.check()
-            with pool.scope(is_one_statement=True, waits=True, patience_ms=0):
+            with pool.scope(is_one_statement=True, waits=True, patience_s=0):
                 rows(statement, values)
         finally:
             pool.close()
@@ -337,10 +299,10 @@ def _patiently(
                 raise Unavailable("The database is not prepared yet.", code="database_unavailable") from error
             if not is_outage(error):
                 raise
-            if writing and not isinstance(error, _NoTurn):
+            if writing and not isinstance(error, NoTurn):
                 trouble.suspect(error)
             if time.monotonic() + pause > deadline:
-                cause = (trouble.suspected() if isinstance(error, _NoTurn) else None) or error
+                cause = (trouble.suspected() if isinstance(error, NoTurn) else None) or error
                 trouble.begin(cause, writing=writing, tried_at=tried_at)
                 if not insists():
                     raise Unavailable(explain(cause), code="database_unavailable") from error
@@ -367,10 +329,6 @@ def _connected(*, writing: bool) -> Iterator[None]:
         pool.close()
 
 
-class _NoTurn(peewee.OperationalError):
-    """Other threads of this process were writing all the time; what keeps them is another question."""
-
-
 @contextmanager
 def _turn(seconds: float, *, writing: bool, in_turn: bool = False) -> Iterator[None]:
     """Let the threads of this process write to SQLite one by one: its own waiting is a sleep that grows, and starves somebody.
@@ -382,7 +340,7 @@ def _turn(seconds: float, *, writing: bool, in_turn: bool = False) -> Iterator[N
         return
     has_it = _writer.acquire(timeout=max(0.0, seconds if writing else min(seconds, _READ_TURN_S)))
     if writing and not has_it:
-        raise _NoTurn("database is locked by other threads of this process")
+        raise NoTurn
     try:
         yield
     finally:
@@ -535,12 +493,12 @@ def snapshot() -> Iterator[Rows]:
     """
     with database.connection_context():
         database.execute_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if is_postgres() else "BEGIN DEFERRED")
-        if is_postgres():
-            database.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # whoever reads may be busy for long with a table
-        else:
-            for name, arriving in (("task", "task_arriving"), ("task_event", "task_arriving_event")):
-                database.execute_sql(f"CREATE TEMP VIEW {name} AS SELECT * FROM main.{name} UNION ALL SELECT * FROM main.{arriving}")
         try:
+            if is_postgres():
+                database.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # whoever reads may be busy for long with a table
+            else:
+                for name, arriving in (("task", "task_arriving"), ("task_event", "task_arriving_event")):
+                    database.execute_sql(f"CREATE TEMP VIEW {name} AS SELECT * FROM main.{name} UNION ALL SELECT * FROM main.{arriving}")
             yield _from_postgres if is_postgres() else _from_sqlite
         finally:
             database.execute_sql("ROLLBACK")

@@ -207,13 +207,13 @@ class Sqlite(PooledSqliteDatabase):
                 self._pool_available.notify()
             session.is_pen = True
 
-    def scope(self, *, is_one_statement: bool, waits: bool, patience_ms: int | None = None) -> AbstractContextManager[object]:
+    def scope(self, *, is_one_statement: bool, waits: bool, patience_s: float | None = None) -> AbstractContextManager[object]:
         """Let what is done meanwhile be a transaction, or a part of the one that there is.
 
         No commit waits for the disk; whoever has promised something does so after it, see `File.settle`. With a patience of its own it
         waits so long only for somebody in another process, and leaves it to others to bring the log into the file.
         """
-        wanted_ms = _WAIT_MS if patience_ms is None else patience_ms
+        wanted_ms = _WAIT_MS if patience_s is None else round(patience_s * 1000)
         session: _Session = self._state.conn
         if not self.in_transaction():
             if session.waits:
@@ -221,7 +221,7 @@ class Sqlite(PooledSqliteDatabase):
                 session.waits = False
             if session.patience_ms != wanted_ms:
                 self.run(f"PRAGMA busy_timeout = {wanted_ms}")
-                self.run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if patience_ms is None else 0}")
+                self.run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES if patience_s is None else 0}")
                 session.patience_ms = wanted_ms
         return nullcontext() if is_one_statement else self.atomic()
 
