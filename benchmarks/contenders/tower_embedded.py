@@ -4,6 +4,7 @@ import os
 import sys
 
 from common import OUT, SQLITE  # type: ignore[import-not-found]
+from contenders.dates import written_at  # type: ignore[import-not-found]
 
 from tower import db
 from tower.main import build
@@ -26,7 +27,7 @@ running = app.router.lifespan_context(app)
 
 def finished(task_id: str) -> float:
     """Return when output.json was written: the tower's own has the time of the end, which is earlier."""
-    return os.stat(f"{OUT}/{task_id}/output.json").st_mtime_ns / 1e9
+    return float(written_at(f"{OUT}/{task_id}/output.json"))
 
 
 sys.modules["__main__"].finished = finished  # type: ignore[attr-defined]
