@@ -2,7 +2,7 @@
 
 `move` is for what happens now and then. The others are hand-written, because they run in the life of every task: for many tasks at once,
 and in Postgres as one statement each, which is a transaction by itself. In SQLite that holds for new tasks without a key; one that comes
-alone arrives there, which costs a quarter, and is entered later, together with others.
+alone arrives there, which writes an eighth as much, and is entered later, together with others.
 """
 
 import json
