@@ -154,16 +154,23 @@ def test_who_cannot_enter_it_still_reads(place: Path, monkeypatch: pytest.Monkey
     assert r.kinds(task_id) == [QUEUED]
 
 
+def test_a_task_that_is_entered_while_it_is_looked_for_is_not_called_unknown() -> None:
+    """It was not there at first, and has not only arrived after that."""
+    task_id = arrive()
+    db.enter_arrived()
+    assert isinstance(db.read(lambda: queries.missing(task_id)), Unavailable)
+    assert isinstance(db.read(lambda: queries.missing("0" * 32)), NotFound)
+
+
 def test_who_stands_behind_one_that_is_stuck_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A moment, and whoever comes after that goes straight on: here one would wait for ever."""
     monkeypatch.setattr("tower.turns._PATIENCE_S", 60.0)
     task_id, is_stuck, goes_on = arrive(), threading.Event(), threading.Event()
 
     def be_stuck() -> None:
-        db._writer.acquire()
-        is_stuck.set()
-        goes_on.wait(20)
-        db._writer.release()
+        with db._turn(20.0, writing=True):
+            is_stuck.set()
+            goes_on.wait(20)
 
     stuck = threading.Thread(target=be_stuck)
     stuck.start()
@@ -189,20 +196,18 @@ def test_who_stands_behind_others_that_get_on_waits_for_his_turn(monkeypatch: py
     """However long they take together."""
     monkeypatch.setattr("tower.turns._PATIENCE_S", 20.0)
     monkeypatch.setattr("tower.turns.STUCK_S", 5.0)
-    task_id, goes_on, has_begun = arrive(), threading.Event(), threading.Barrier(2)
+    task_id, has_begun, is_done = arrive(), threading.Event(), threading.Event()
 
     def write() -> None:
-        while not goes_on.is_set():
+        while not is_done.is_set():
             with db._turn(20.0, writing=True):
-                if not has_begun.broken:
-                    has_begun.wait(20)
-                    has_begun.abort()
+                has_begun.set()
                 time.sleep(0.02)
 
     other = threading.Thread(target=write)
     other.start()
-    has_begun.wait(20)
-    threading.Timer(0.3, goes_on.set).start()
+    assert has_begun.wait(20)
+    threading.Timer(0.3, is_done.set).start()
     assert r.kinds(task_id) == [QUEUED]
     other.join()
 

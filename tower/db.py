@@ -182,11 +182,12 @@ def enter_arrived() -> None:
         unit(database.obj.enter_arrived, patience_s=_ENTER_S, is_one_statement=True, is_promise=False, sees_arrived=False)
 
 
-def arrived(task_id: str) -> dict[str, Any] | None:
-    """Return the row that this task will be, if it has arrived and is not entered yet."""
+def accepted(task_id: str) -> dict[str, Any] | None:
+    """Return the row that a task of SQLite is or will be, by one statement: two could miss one that is being entered."""
     if is_postgres():
         return None
-    found = read(lambda: rows("SELECT * FROM task_arriving WHERE id = ?", [task_id]), sees_arrived=False)
+    places = " UNION ALL ".join(f"SELECT * FROM {place} WHERE id = ?" for place in ("task", "task_arriving"))
+    found = read(lambda: rows(places, [task_id] * 2), sees_arrived=False)
     return found[0] if found else None
 
 

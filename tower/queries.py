@@ -402,9 +402,9 @@ def log_extent(task_id: str) -> tuple[int, int, int]:
 
 def kind_and_labels(task_id: str) -> tuple[str, dict[str, str]]:
     """Return a task's type and labels; raise NotFound."""
-    row = Task.select(Task.type, Task.labels).where(Task.id == task_id).dicts().first() or db.arrived(task_id)
+    row = Task.select(Task.type, Task.labels).where(Task.id == task_id).dicts().first() or db.accepted(task_id)
     if row is None:
-        raise missing(task_id)
+        raise not_found(task_id)
     return str(row["type"]), json.loads(row["labels"])
 
 
@@ -418,8 +418,8 @@ def progress_of(ids: Sequence[str]) -> dict[str, tuple[str, int]]:
 
 
 def missing(task_id: str) -> NotFound | Unavailable:
-    """Return the error for a task that is not there: it does not exist, or has arrived and cannot be entered now."""
-    if db.arrived(task_id):
+    """Return the error for a task that was not found: it does not exist, or has arrived and could not be entered."""
+    if db.accepted(task_id):
         cause = db.trouble.suspected()
         why = explain(cause) if cause else "It could not be entered among the others so far."
         return Unavailable(f"Task {task_id!r} is accepted, and cannot be shown yet; ask again. {why}", code="database_unavailable")

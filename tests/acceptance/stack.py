@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 
-from tests.chaos.checker import rows
+from tests.chaos.checker import arrived, rows
 from tests.servers import free_port, wait_for
 from tower.terms import FINAL
 
@@ -92,8 +92,7 @@ class Stack:
             if "TOWER_FAULT" not in self.environment:
                 raise
             database = self.environment.get("DATABASE_URL", f"sqlite:///{self.folder / 'devops_control_tower.db'}")
-            places = ("task", "task_arrived") if database.startswith("sqlite") else ("task",)
-            return max(str(row["id"]) for place in places for row in rows(database, f"SELECT MAX(id) AS id FROM {place}") if row["id"])
+            return max(arrived(database) + [row["id"] for row in rows(database, "SELECT id FROM task")])
         assert answer.status_code == 202, answer.text
         return str(answer.json()["task_id"])
 

@@ -83,11 +83,15 @@ def rows(url: str, statement: str) -> list[dict[str, Any]]:
         return [dict(row) for row in cursor.fetchall()]
 
 
+def arrived(url: str) -> list[str]:
+    """Return the tasks that were accepted and are no rows of `task` yet; who looks there after that misses none on its way."""
+    return [row["id"] for row in rows(url, "SELECT id FROM task_arrived")] if url.startswith("sqlite") else []
+
+
 def unfinished(url: str) -> list[str]:
-    """Return the tasks that are not final and traced yet; those that have only arrived come first, lest one is missed on its way."""
-    arrived = rows(url, "SELECT id FROM task_arrived") if url.startswith("sqlite") else []
-    entered = rows(url, "SELECT id, status, seq, traced_seq FROM task")
-    return [row["id"] for row in arrived] + [row["id"] for row in entered if not trace.is_complete(row)]
+    """Return the tasks that are not final and traced yet."""
+    waiting = arrived(url)
+    return waiting + [row["id"] for row in rows(url, "SELECT id, status, seq, traced_seq FROM task") if not trace.is_complete(row)]
 
 
 def check(
