@@ -6,32 +6,15 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from peewee import Tuple, ValuesList
-
-from tower import db, lifecycle, load, queries, reminders
+from actors.walk import Walk, look
+from tower import db, lifecycle, queries, reminders
 from tower.broker import Nudger, handler_actor
-from tower.decision import (
-    CONCURRENCY_KEY,
-    KEY,
-    PREFETCH,
-    QUARANTINE,
-    QUEUE_LIMIT,
-    RATE_LIMIT,
-    TOWER_LIMIT,
-    TYPE,
-    TYPE_LIMIT,
-    Load,
-    Row,
-    choose,
-    obstacle,
-    openings,
-)
+from tower.decision import PREFETCH
 from tower.faults import fault
-from tower.models import Task, in_line
 from tower.reminders import Nudge
 from tower.settings import Settings
 from tower.terms import RUNNING
@@ -43,13 +26,6 @@ _LOCKED_S = 1.0
 #: As many tasks wait at the workers as short ones have ended since the last pass, but per slot no more than this. Of those that are kept,
 #: as many as will have ended in so many seconds, since passes are further apart then.
 _MOST_AHEAD, _MOST_KEPT, _KEPT_S = 8.0, 24.0, 0.15
-#: What keeps a task from starting until another one ends, though slots are free.
-_UNTIL_AN_END = frozenset({CONCURRENCY_KEY, QUARANTINE, TYPE_LIMIT, QUEUE_LIMIT, TOWER_LIMIT})
-#: Waiting tasks looked at together.
-PAGE = 200
-#: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
-LANES = 100
-_MOST_HEADS = 10_000
 #: How often a pass looks again because others decided meanwhile, and about how long it waits before, longer each time.
 _MOST_TRIES, _FORESTALLED_S = 10, 0.002
 
@@ -63,13 +39,13 @@ class Slots(Protocol):
     def recall(self) -> None:
         """Start no more of what the last pass has chosen: another one chooses anew."""
 
-    def start(self, walk: "Walk", *, keeps: bool) -> int | None:
+    def start(self, walk: Walk, *, keeps: bool) -> int | None:
         """Start what a walk has chosen, the rest later if it `keeps`; return how many do, none if somebody else decided meanwhile.
 
         Returns None if they have to be dispatched first.
         """
 
-    def would_keep(self, walk: "Walk") -> bool:
+    def would_keep(self, walk: Walk) -> bool:
         """Whether what has to be dispatched now would be kept, if nothing that was dispatched before waited for a slot."""
 
     def offer(self, nudges: Sequence[Nudge]) -> Sequence[Nudge]:
@@ -86,11 +62,11 @@ class NoSlots(Slots):
     def recall(self) -> None:
         """Do nothing."""
 
-    def start(self, walk: "Walk", *, keeps: bool) -> int | None:
+    def start(self, walk: Walk, *, keeps: bool) -> int | None:
         """Return None."""
         return None
 
-    def would_keep(self, walk: "Walk") -> bool:
+    def would_keep(self, walk: Walk) -> bool:
         """Return False."""
         return False
 
@@ -152,7 +128,8 @@ class Dispatcher:
         Who is asked because of tasks that have ended leaves what has just come to whoever is asked because of that.
         """
         self._due_at = None
-        db.enter_arrived()
+        if not db.is_postgres():  # there they may start from where they are
+            db.enter_arrived()
         # To look first whether anything waits is worth a way of its own only while passes follow one another.
         started = self._start_some(PREFETCH) if asked and time.monotonic() - self._idle_since > _NEW_S else 0
         ready = self._ready(asked[-_MOST_ASKED:])
@@ -211,8 +188,10 @@ class Dispatcher:
         self._be_due(_NEW_S)
         return 0
 
-    def _dispatch(self, walk: "Walk") -> int:
+    def _dispatch(self, walk: Walk) -> int:
         """Mark what was chosen as dispatched, and have it started wherever there are slots."""
+        if walk.arrived:
+            db.enter_arrived()
         work = partial(lifecycle.dispatch, walk.chosen, walk.load.token)
         nudges = db.unit(work, is_one_statement=db.is_postgres(), is_promise=False, sees_arrived=False)
         if nudges:
@@ -251,7 +230,7 @@ class Dispatcher:
                 idle[nudge.queue] -= 1
                 self._nudger.send(handler_actor(nudge.type), nudge.id)
 
-    def _choose(self, ahead: float) -> "Walk":
+    def _choose(self, ahead: float) -> Walk:
         """Return a walk that has chosen which tasks may start; note when a rate frees one that may not."""
         # Where there was no room, there most likely is none: then nothing but that is read.
         walk = look(self._settings.lease_s, ahead, with_lanes=not self._was_cut_short)
@@ -264,129 +243,6 @@ class Dispatcher:
         return walk
 
 
-class Walk:
-    """One walk over the waiting tasks in their order, which leaves out what it has seen cannot start.
-
-    The load only grows meanwhile, so what could not start once cannot start later in the walk either: one is enough.
-    """
-
-    def __init__(self, begin: Load, lanes: Sequence[Row] | None) -> None:
-        self.load = begin
-        #: The first task of each lane, if that is known.
-        self._lanes = lanes
-        #: When the first of the rates frees that hold up a task.
-        self.frees_at: float | None = None
-        #: Whether the end of another task would let one start that was left.
-        self.is_held_up = False
-        self._is_first = True
-        self._is_over = False
-        self._after: tuple[float, str] | None = None
-        #: The tasks that may start, in their order, and their queues.
-        self.chosen, self.queues = list[str](), set[str]()
-        self._starts = Counter[str]()
-        self._blocked_keys = set[tuple[str, int]]()
-        self._blocked_rates = set[tuple[str, int, float]]()
-
-    @property
-    def goes_on(self) -> bool:
-        """Whether there may be another task that can start."""
-        return not self._is_over and bool(self.load.open_queues())
-
-    def step(self) -> None:
-        """Choose from the next tasks."""
-        heads = self._heads() if self._is_first else None
-        self._is_first = False
-        rows = self._page() if heads is None else heads
-        load.add_starts(self.load, rows, self._starts)
-        chosen, self.load = choose(rows, self.load)
-        picked = set(chosen)
-        taken = [row for row in rows if row["id"] in picked]
-        self.chosen += chosen
-        self.queues.update(row["queue"] for row in taken)
-        self._starts.update(row["rate_key"] for row in taken if row["rate_key"] is not None)
-        self._learn(row for row in rows if row["id"] not in picked)
-        self._is_over = heads is not None or len(rows) < PAGE
-        self._after = (rows[-1]["rank"], rows[-1]["id"]) if rows else None
-
-    def _heads(self) -> list[Row] | None:
-        """Return as many tasks of each lane as it has openings, and one more, in order, if the lanes are few; None if they are not.
-
-        Tasks of a lane are restricted alike, so no more of it than these can start, and one that is left tells what the others wait for.
-        A crowd behind one full key or rate thus costs one look.
-        """
-        lanes = db.rows(_lanes(), in_order=True) if self._lanes is None else self._lanes
-        if len(lanes) > LANES:
-            return None
-        load.add_starts(self.load, lanes)
-        self._learn(lanes)
-        wanted = {row["lane"]: count for row in lanes if (count := openings(row, self.load)) > 0}
-        if sum(wanted.values()) > _MOST_HEADS:
-            return None
-        of_lane = _OF_LANE.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME)
-        rows = [row for row in lanes if row["lane"] in wanted and row["is_alone"]]
-        for lane in wanted.keys() - {row["lane"] for row in rows}:
-            rows += db.rows(of_lane, [lane, lane, wanted[lane] + 1], in_order=True)
-        return sorted(rows, key=lambda row: (row["rank"], row["id"]))
-
-    def _waiting(self) -> Any:
-        return Task.select(*load.COLUMNS).where(in_line(), lifecycle.in_time())
-
-    def _page(self) -> list[dict[str, Any]]:
-        query = self._waiting().where(Task.queue << self.load.open_queues())
-        for kind, column in ((TYPE, Task.type), (KEY, Task.concurrency_key)):
-            closed = self.load.closed(kind)
-            if closed:
-                query = query.where(column.is_null() | column.not_in(closed))
-        for blocked, columns in (
-            (self._blocked_keys, (Task.concurrency_key, Task.concurrency_limit)),
-            (self._blocked_rates, (Task.rate_key, Task.rate_limit, Task.rate_per_s)),
-        ):
-            if blocked:
-                query = query.where(columns[0].is_null() | Tuple(*columns).not_in(ValuesList(sorted(blocked))))
-        if self._after:
-            query = query.where(Tuple(Task.rank, Task.id) > Tuple(*self._after))
-        return db.ask(*query.order_by(Task.rank, Task.id).limit(PAGE).sql(), in_order=True)
-
-    def _learn(self, left: Iterable[Row]) -> None:
-        """Note what the tasks that were left wait for: others with the same key and limit need not be looked at."""
-        for row in left:
-            found = obstacle(row, self.load)
-            self.is_held_up = self.is_held_up or (found is not None and found.reason in _UNTIL_AN_END)
-            if found and found.reason == CONCURRENCY_KEY:
-                self._blocked_keys.add((row["concurrency_key"], row["concurrency_limit"]))
-            elif found and found.reason == RATE_LIMIT:
-                self._blocked_rates.add((row["rate_key"], row["rate_limit"], row["rate_per_s"]))
-                self.frees_at = min(found.until or 0.0, self.frees_at or float("inf"))
-
-
-#: One step along the index of lanes for each lane in which a task waits.
-_HEADS = """
-WITH RECURSIVE head(id) AS (
-    SELECT (SELECT id FROM task WHERE {in_line} ORDER BY lane, rank, id LIMIT 1)
-    UNION ALL
-    SELECT (
-        SELECT id FROM task
-        WHERE {in_line} AND lane > (SELECT lane FROM task WHERE id = head.id)
-        ORDER BY lane, rank, id LIMIT 1
-    ) FROM head WHERE head.id IS NOT NULL
-)
-SELECT {names}, lane, {in_time} AND NOT EXISTS (
-    SELECT 1 FROM task AS other WHERE {in_line} AND other.lane = task.lane AND (other.rank, other.id) > (task.rank, task.id)
-) AS is_alone FROM task WHERE {chosen}
-"""
-#: The first tasks of one lane, whose name is asked for twice: Postgres, which plans for any lane, would go over the queue to find one
-#: that it takes for large, and only the index of lanes has this order.
-_OF_LANE = f"SELECT {load.NAMES} FROM task WHERE {{in_line}} AND {{in_time}} AND lane >= ? AND lane <= ? ORDER BY lane, rank, id LIMIT ?"
-
-
-def look(lease_s: float, ahead: float, *, with_lanes: bool = True) -> Walk:
-    """Return a walk over what waits now, see `load.read`; with lanes it has what it needs first of all."""
-    if not with_lanes:
-        return Walk(load.read(lease_s, ahead), None)
-    begin, [lanes] = load.read_beside(lease_s, ahead, _lanes())
-    return Walk(begin, lanes)
-
-
 def _idle_workers(lease_s: float) -> Counter[str]:
     """Return how many live workers have a slot free, by queue."""
     return Counter(queue for worker in db.rows(_IDLE, [lease_s]) for queue in json.loads(worker["queues"]))
@@ -397,9 +253,3 @@ SELECT queues FROM worker
 LEFT JOIN (SELECT worker_id, COUNT(*) AS busy FROM task WHERE status = '{RUNNING}' GROUP BY worker_id) AS held ON worker_id = worker.id
 WHERE beat_at > {{now}} - ? AND slots > coalesce(busy, 0)
 """
-
-
-def _lanes() -> str:
-    """Return the SELECT of the first task of each lane, and whether it is the only one there; of one lane more than are looked at."""
-    chosen = db.found("id", f"SELECT id FROM head WHERE id IS NOT NULL LIMIT {LANES + 1}")
-    return _HEADS.format(in_line=in_line().sql, in_time=lifecycle.IN_TIME, chosen=chosen, names=load.NAMES)

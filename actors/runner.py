@@ -10,7 +10,7 @@ from actors import handling
 from actors.attempt import LEASE_LOST, SHUTDOWN, UNGUARDED, Attempt
 from actors.batch import Batch, Done, Tempo, Watch
 from actors.desk import Answer, Desk
-from actors.orchestrator import Walk
+from actors.walk import Walk
 from actors.worker import WorkerProcess
 from tower import db, lifecycle, log, queries
 from tower.broker import ORCHESTRATE, TRACE, Nudger

@@ -5,7 +5,7 @@ from typing import Any
 from tower import db, lifecycle, load, queries
 from tower.leases import Claim
 from tower.lifecycle import NewTask
-from tower.models import Worker, new_id
+from tower.models import Rule, Worker, new_id
 
 
 def new(**fields: Any) -> NewTask:
@@ -92,3 +92,8 @@ class Nudges:
 
     def epoch(self) -> str | None:
         return self.memory
+
+
+def set_rule(kind: str, name: str, **changes: Any) -> None:
+    """Set a rule; nobody is nudged."""
+    db.unit(lambda: Rule.insert(kind=kind, name=name, updated_at=0, **changes).execute())

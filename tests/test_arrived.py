@@ -1,38 +1,72 @@
-"""On SQLite a task that comes alone only arrives; whoever looks at tasks enters it, and sees it."""
+"""A task that comes alone only arrives; whoever looks at tasks enters it, and sees it, or it starts from there."""
 
 import json
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from actors.orchestrator import Dispatcher
+from actors.walk import look
 from tests import rows as r
+from tests.chaos.checker import rows
 from tests.engine import OWN
-from tower import backup, db, lifecycle, queries
+from tests.servers import wait_for
+from tower import backup, db, lifecycle, load, queries, why
 from tower.api.access import check_task
+from tower.arrived import ENTRY
 from tower.errors import NotFound, Unavailable
 from tower.keys import Caller
-from tower.models import Task
+from tower.leases import Claim
+from tower.models import Task, new_id
+from tower.reminders import NUDGE_S, TRACE_S
 from tower.settings import Settings
-from tower.terms import CANCELLED, QUEUED
+from tower.sweep import Sweep
+from tower.terms import CANCELLED, DISPATCHED, QUEUED
 
 
 @pytest.fixture(autouse=True)
-def place(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An open, empty database, for which nobody is waited long; the path of its file."""
-    db.open_database(sqlite_settings)
-    db.migrate()
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits long for others."""
     monkeypatch.setattr("tower.turns.STUCK_S", 0.05)
     monkeypatch.setattr("tower.db.STUCK_S", 0.05)
     monkeypatch.setattr("tower.sqlite._WAIT_MS", 100)
-    yield Path(sqlite_settings.database_url.removeprefix("sqlite:///"))
+
+
+@pytest.fixture
+def place(settings: Settings) -> Iterator[str]:
+    """An open, empty database of each kind; its address."""
+    with _opened(settings):
+        yield settings.database_url
+
+
+@pytest.fixture
+def file(sqlite_settings: Settings) -> Iterator[Path]:
+    """An open, empty database of SQLite; the path of its file."""
+    with _opened(sqlite_settings):
+        yield Path(sqlite_settings.database_url.removeprefix("sqlite:///"))
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[None]:
+    db.open_database(settings)
+    db.migrate()
+    yield
     db.close_database()
+
+
+@pytest.fixture
+def postgres_place(new_database: Callable[[], str]) -> Iterator[str]:
+    """An open, empty database of Postgres; its address."""
+    url = new_database()
+    with _opened(Settings(database_url=url)):
+        yield url
 
 
 def arrive(times: int = 1, **fields: Any) -> str:
@@ -43,10 +77,14 @@ def arrive(times: int = 1, **fields: Any) -> str:
     return task.id
 
 
-def counted(place: Path, table: str) -> int:
+def counted(url: str, table: str) -> int:
     """Return how many rows there are, as somebody else sees it."""
-    with closing(sqlite3.connect(place)) as other:
-        return int(other.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0])
+    return int(rows(url, f"SELECT COUNT(*) AS count FROM {table}")[0]["count"])
+
+
+def there(url: str) -> tuple[int, int]:
+    """Return how many tasks have arrived, and how many were entered."""
+    return counted(url, "task_arrived"), counted(url, "task")
 
 
 @pytest.mark.parametrize(
@@ -59,14 +97,16 @@ def counted(place: Path, table: str) -> int:
     ],
     ids=["by its id", "in a list", "in a crowd", "to change it"],
 )
-def test_whoever_looks_sees_what_has_arrived(place: Path, look: Callable[[str], bool]) -> None:
+def test_whoever_looks_sees_what_has_arrived(place: str, look: Callable[[str], bool]) -> None:
     """Though no pass was made since."""
     task_id = arrive()
-    assert (counted(place, "task_arrived"), counted(place, "task")) == (1, 0)
+    assert there(place) == (1, 0)
     assert look(task_id)
-    assert (counted(place, "task_arrived"), counted(place, "task"), counted(place, "task_label")) == (0, 1, 0)
+    assert there(place) == (0, 1)
+    assert counted(place, "task_label") == 0
 
 
+@pytest.mark.usefixtures("place")
 def test_a_task_that_has_arrived_is_entered_as_any_other() -> None:
     """Its row, with the same values in the same types, and its first event."""
     fields = {
@@ -104,24 +144,25 @@ def test_a_task_that_has_arrived_is_entered_as_any_other() -> None:
     ],
     ids=lambda more: next(iter(more)),
 )
-def test_what_brings_more_along_is_entered_at_once(place: Path, more: dict[str, Any]) -> None:
+def test_what_brings_more_along_is_entered_at_once(place: str, more: dict[str, Any]) -> None:
     """There is no column for it where tasks arrive."""
     task_id = arrive(**more)
-    assert (counted(place, "task_arrived"), counted(place, "task")) == (0, 1)
+    assert there(place) == (0, 1)
     row = r.row(task_id)
     assert {name: json.loads(row[name]) if name == "labels" else row[name] for name in more} == more
 
 
-def test_a_task_that_arrives_twice_is_entered_once(place: Path) -> None:
+def test_a_task_that_arrives_twice_is_entered_once(place: str) -> None:
     """After a commit whose answer was lost, before or after it was entered."""
     task = arrive(times=2)
     assert counted(place, "task_arrived") == 2
     assert r.kinds(task) == [QUEUED]
     arrive(id=task)
     assert r.kinds(task) == [QUEUED]
-    assert (counted(place, "task_arrived"), counted(place, "task")) == (0, 1)
+    assert there(place) == (0, 1)
 
 
+@pytest.mark.usefixtures("place")
 def test_tasks_keep_the_order_in_which_they_arrived() -> None:
     """And a priority is a head start."""
     ids = [arrive(priority=priority) for priority in (0, 0, 5)]
@@ -129,17 +170,17 @@ def test_tasks_keep_the_order_in_which_they_arrived() -> None:
     assert found == [ids[2], *ids[:2]]
 
 
-def test_a_pass_enters_what_has_arrived(sqlite_settings: Settings, place: Path) -> None:
+def test_a_pass_enters_what_has_arrived(sqlite_settings: Settings, file: Path) -> None:
     """Though all that it reads is read in turn with what is written."""
     arrive()
     Dispatcher(sqlite_settings, r.Nudges()).run_pass()  # type: ignore[arg-type]
-    assert (counted(place, "task_arrived"), counted(place, "task")) == (0, 1)
+    assert there(f"sqlite:///{file}") == (0, 1)
 
 
-def test_who_cannot_enter_it_still_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_cannot_enter_it_still_reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else holds the lock: lists show what there was, and nobody is told that an accepted task does not exist."""
     before, task_id = r.insert(), arrive()
-    with closing(sqlite3.connect(place)) as other:
+    with closing(sqlite3.connect(file)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert db.read(lambda: [row.id for row in Task.select()]) == [before]
         with monkeypatch.context() as nobody:  # once that is known nobody tries again
@@ -154,6 +195,7 @@ def test_who_cannot_enter_it_still_reads(place: Path, monkeypatch: pytest.Monkey
     assert r.kinds(task_id) == [QUEUED]
 
 
+@pytest.mark.usefixtures("place")
 def test_a_task_that_is_entered_while_it_is_looked_for_is_not_called_unknown() -> None:
     """It was not there at first, and has not only arrived after that."""
     task_id = arrive()
@@ -162,7 +204,7 @@ def test_a_task_that_is_entered_while_it_is_looked_for_is_not_called_unknown() -
     assert isinstance(db.read(lambda: queries.missing("0" * 32)), NotFound)
 
 
-def test_who_stands_behind_one_that_is_stuck_reads(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_stands_behind_one_that_is_stuck_reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A moment, and whoever comes after that goes straight on: here one would wait for ever."""
     monkeypatch.setattr("tower.turns._PATIENCE_S", 60.0)
     task_id, is_stuck, goes_on = arrive(), threading.Event(), threading.Event()
@@ -192,6 +234,7 @@ def test_who_stands_behind_one_that_is_stuck_reads(place: Path, monkeypatch: pyt
     assert r.kinds(task_id) == [QUEUED]
 
 
+@pytest.mark.usefixtures("file")
 def test_who_stands_behind_others_that_get_on_waits_for_his_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """However long they take together."""
     monkeypatch.setattr("tower.turns._PATIENCE_S", 20.0)
@@ -212,30 +255,32 @@ def test_who_stands_behind_others_that_get_on_waits_for_his_turn(monkeypatch: py
     other.join()
 
 
-def test_it_outlives_the_process(sqlite_settings: Settings) -> None:
+@pytest.mark.usefixtures("place")
+def test_it_outlives_the_process(settings: Settings) -> None:
     """The next one that looks enters it."""
     task_id = arrive()
     db.close_database()
-    db.open_existing(sqlite_settings)
+    db.open_existing(settings)
     assert r.kinds(task_id) == [QUEUED]
 
 
-def test_it_is_in_a_backup(place: Path, tmp_path: Path) -> None:
-    """That was begun after it had arrived."""
+def test_it_is_in_a_backup(place: str, tmp_path: Path) -> None:
+    """That was begun after it had arrived; on SQLite nothing has to be written for that."""
     r.insert()
     task_id = arrive(times=2)
-    with closing(sqlite3.connect(place)) as other:  # nothing has to be written for that
-        other.execute("BEGIN IMMEDIATE")
+    with closing(sqlite3.connect(place.removeprefix("sqlite:///"))) if place.startswith("sqlite") else nullcontext() as other:
+        if other:
+            other.execute("BEGIN IMMEDIATE")
         told = backup.backup(tmp_path / "kept.tar")["tables"]
-        other.rollback()
     assert (told["task"]["rows"], told["task_event"]["rows"]) == (2, 2)
     due = {"nudge_at": 0.0, "trace_due_at": 0.0}  # a restored task is due at once
     was = {**r.row(task_id), "events": db.read(lambda: queries.events(task_id)), **due}
     db.close_database()
-    db.open_database(Settings(database_url=f"sqlite:///{tmp_path / 'other.db'}"))
-    backup.restore(tmp_path / "kept.tar", Settings(database_url=f"sqlite:///{tmp_path / 'other.db'}"))
+    url = f"sqlite:///{tmp_path / 'other.db'}"
+    db.open_database(Settings(database_url=url))
+    backup.restore(tmp_path / "kept.tar", Settings(database_url=url))
     assert {**r.row(task_id), "events": db.read(lambda: queries.events(task_id))} == was
-    assert counted(tmp_path / "other.db", "task_arrived") == 0
+    assert counted(url, "task_arrived") == 0
 
 
 def test_before_there_are_tables_nothing_has_arrived(tmp_path: Path) -> None:
@@ -245,3 +290,183 @@ def test_before_there_are_tables_nothing_has_arrived(tmp_path: Path) -> None:
     assert not db.has_tables()
     with pytest.raises(Unavailable, match="not prepared"):
         db.read(lambda: Task.select().count())
+
+
+# On Postgres it starts from where it has arrived.
+
+#: What each attempt has of its own.
+_OF_ATTEMPT = ("claim_token", "started_at", "dispatched_at")
+
+
+def start(*ids: str, token: int | None = None) -> list[Claim]:
+    """Start tasks by a decision that is made now, or by an earlier one."""
+    decided = db.read(load.read).token if token is None else token
+    return db.unit(lambda: lifecycle.start(ids, decided, "w1", new_id()), is_one_statement=True, sees_arrived=False)
+
+
+def chosen(ahead: float = 0.25) -> list[str]:
+    """Return what a walk chooses now."""
+
+    def choose() -> list[str]:
+        walk = look(30, ahead)
+        while walk.goes_on:
+            walk.step()
+        return walk.chosen
+
+    return db.read(choose, in_turn=True)
+
+
+@pytest.mark.usefixtures("postgres_place")
+def test_a_task_that_starts_from_where_it_has_arrived_is_as_any_other() -> None:
+    """Its row, its events, and what its worker is told."""
+    fields = {"payload": '{"text": "ä"}', "priority": 7, "max_attempts": 4, "timeout_s": 9.5, "actor": "ann"}
+    first, second = arrive(**fields), arrive(**fields)
+    came_at = {row["id"]: row["created_at"] for row in db.read(lambda: db.rows("SELECT * FROM task_arrived"), sees_arrived=False)}
+    [from_there] = start(first)
+    assert db.read(lambda: Task.select().count()) == 2
+    [entered] = start(second)
+    own = {"id", "token", "started_at"}
+    assert [value for name, value in from_there._asdict().items() if name not in own] == [
+        value for name, value in entered._asdict().items() if name not in own
+    ]
+    rows_of = [r.row(task_id) for task_id in (first, second)]
+    assert [(name, rows_of[0][name]) for name in rows_of[0] if name not in (*OWN, *_OF_ATTEMPT)] == [
+        (name, rows_of[1][name]) for name in rows_of[1] if name not in (*OWN, *_OF_ATTEMPT)
+    ]
+    for row in rows_of:
+        assert row["created_at"] == row["queued_at"] == came_at[row["id"]]
+        assert row["created_at"] < row["started_at"]
+        later = {"dispatched_at": 0, "updated_at": 0, "trace_due_at": TRACE_S, "nudge_at": NUDGE_S}
+        assert {name: row[name] - row["started_at"] for name in later} == pytest.approx(later, abs=1e-3)
+        told = db.read(lambda row=row: queries.events(row["id"]))
+        assert [(event["seq"], event["attempt"], event["kind"], event["data"]) for event in told] == [
+            (1, 0, QUEUED, '{"by":"ann"}'),
+            (2, 0, DISPATCHED, "{}"),
+            (3, 1, "started", '{"worker":"w1"}'),
+        ]
+        assert [event["at"] for event in told] == [row["created_at"], row["updated_at"], row["updated_at"]]
+
+
+def test_a_task_that_arrives_twice_starts_once(postgres_place: str) -> None:
+    """Whether the second comes before it or after it."""
+    task_id = arrive(times=2)
+    assert [claim.id for claim in start(task_id)] == [task_id]
+    assert there(postgres_place) == (0, 1)
+    arrive(id=task_id)
+    assert start(task_id) == []
+    assert there(postgres_place) == (0, 1)
+    assert r.kinds(task_id) == [QUEUED, DISPATCHED, "started"]
+
+
+def test_those_that_were_entered_start_with_those_that_were_not(postgres_place: str) -> None:
+    """By one statement, in one order."""
+    entered = [arrive(priority=1), arrive(priority=3)]
+    assert db.read(lambda: Task.select().count()) == 2
+    arrived = [arrive(priority=0), arrive(priority=2)]
+    assert [claim.id for claim in start(*entered, *arrived)] == [entered[1], arrived[1], entered[0], arrived[0]]
+    assert there(postgres_place) == (0, 4)
+
+
+def test_nothing_starts_from_there_once_something_else_was_decided(postgres_place: str) -> None:
+    """It stays where it is."""
+    before = db.read(load.read).token
+    db.unit(lifecycle.void_decisions)
+    task_id = arrive()
+    assert start(task_id, token=before) == []
+    assert there(postgres_place) == (1, 0)
+    assert [claim.id for claim in start(task_id)] == [task_id]
+
+
+def test_who_starts_does_not_wait_for_one_that_somebody_is_entering(postgres_place: str) -> None:
+    """Who enters it may wait for others in turn."""
+    first, second = arrive(), arrive()
+    with closing(psycopg2.connect(postgres_place)) as other, other.cursor() as cursor:
+        cursor.execute("DELETE FROM task_arrived WHERE id = %s", (first,))
+        assert [claim.id for claim in start(first, second)] == [second]
+        other.rollback()
+    assert [claim.id for claim in start(first)] == [first]
+
+
+def test_who_looks_while_it_starts_sees_it_started(postgres_place: str) -> None:
+    """He waits for the commit of whoever is about to start it."""
+    task_id, seen = arrive(), list[int]()
+    with closing(psycopg2.connect(postgres_place)) as other, other.cursor() as cursor:
+        cursor.execute(ENTRY)
+        looking = threading.Thread(target=lambda: seen.append(db.read(lambda: Task.select().count())))
+        looking.start()
+        wait_for("him to wait", lambda: bool(rows(postgres_place, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")))
+        other.commit()
+        looking.join()
+    assert seen == [1]
+    assert r.kinds(task_id) == [QUEUED]
+
+
+def test_tasks_that_have_arrived_start_in_one_order_with_all_that_wait(postgres_place: str) -> None:
+    """None before one that came earlier, wherever that is."""
+    r.add_worker(slots=4)
+    ids = [arrive(priority=priority) for priority in (0, 5, 0)]
+    assert chosen() == [ids[1], ids[0], ids[2]]
+    assert there(postgres_place) == (3, 0)
+    labelled = r.insert(labels={"a": "b"})
+    assert chosen() == [ids[1], ids[0], ids[2], labelled]
+    assert there(postgres_place) == (0, 4)
+
+
+def test_as_many_start_from_there_as_limits_let(postgres_place: str) -> None:
+    """The others stay, unless they become so many that only an index finds the first."""
+    r.add_worker(slots=4)
+    r.set_rule("type", "echo", max_running=2)
+    ids = [arrive() for _ in range(4)]
+    assert chosen() == ids[:2]
+    assert there(postgres_place) == (4, 0)
+    assert db.read(lambda: why.why(ids[3], 30))["summary"].startswith("3 ahead")
+
+
+def test_a_crowd_that_has_arrived_is_entered(postgres_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And starts in its order."""
+    monkeypatch.setattr("actors.walk._MOST_ARRIVED", 3)
+    r.add_worker(slots=2)
+    ids = [arrive() for _ in range(4)]
+    assert chosen() == ids[:3]
+    assert there(postgres_place) == (0, 4)
+
+
+def test_a_pass_dispatches_what_has_arrived_where_it_has_no_slots(postgres_place: str) -> None:
+    """It is entered before."""
+    r.add_worker(slots=4)
+    ids = [arrive(), arrive()]
+    nudges = r.Nudges()
+    assert Dispatcher(Settings(database_url=postgres_place), nudges).run_pass(ids) == 2  # type: ignore[arg-type]
+    assert [(r.row(task_id)["status"], r.kinds(task_id)) for task_id in ids] == [(DISPATCHED, [QUEUED, DISPATCHED])] * 2
+
+
+def test_what_has_left_is_removed_or_none_arrives_there(postgres_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks at what has arrived goes over all that is there: it may not grow while somebody still wants to see what left."""
+    monkeypatch.setattr("tower.postgres._MOST_BYTES", 30_000)
+    sweep = Sweep(Settings(database_url=postgres_place), r.Nudges())  # type: ignore[arg-type]
+    with closing(psycopg2.connect(postgres_place)) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        cursor.execute("SELECT COUNT(*) FROM task")
+        for _ in range(40):
+            arrive(payload=json.dumps("x" * 1000))
+        db.enter_arrived()
+        sweep.run_once()
+        arrive()
+        assert there(postgres_place) == (0, 41)
+        other.rollback()
+    sweep.run_once()
+    arrive()
+    assert there(postgres_place) == (1, 41)
+    assert rows(postgres_place, "SELECT pg_relation_size('task_arrived') AS size")[0]["size"] < 30_000
+
+
+def test_one_that_nobody_looked_for_is_entered_by_the_sweep(place: str) -> None:
+    """A nudge may have been lost; what has just come is left to the pass that it asked for."""
+    sweep = Sweep(Settings(database_url=place), r.Nudges())  # type: ignore[arg-type]
+    sweep.run_once()
+    arrive()
+    sweep.run_once()
+    assert there(place) == (1, 0)
+    db.unit(lambda: db.rows("UPDATE task_arrived SET created_at = created_at - 2"), sees_arrived=False)
+    sweep.run_once()
+    assert there(place) == (0, 1)

@@ -14,7 +14,7 @@ LEVELS = [
     ["tower", "tower.errors", "tower.faults", "tower.proc", "tower.terms"],
     ["tower.settings", "tower.keeper", "tower.masking", "tower.jsontext", "tower.host", "tower.group", "tower.errands"],
     ["tower.log", "tower.lifeline", "tower.folder"],
-    ["tower.turns", "tower.trouble", "tower.sqlite", "tower.postgres"],
+    ["tower.arrived", "tower.turns", "tower.trouble", "tower.sqlite", "tower.postgres"],
     ["tower.db"],
     ["tower.models"],
     ["tower.leases", "tower.reminders"],

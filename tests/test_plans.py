@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from actors.orchestrator import Dispatcher, Walk
+from actors.orchestrator import Dispatcher
+from actors.walk import Walk
 from tests import rows as r
 from tower import audit, db, due, lifecycle, load, overview, queries, reminders, sqlite
 from tower.lifecycle import Ending, Outcome

@@ -133,7 +133,7 @@ def unit(
     answer was lost makes it run a second time. Work that may not happen twice gives `recognise`, which is asked before each further run for
     what an earlier one has done. Work that may miss tasks which have just arrived need not see them; see `enter_arrived`.
     """
-    looks = sees_arrived and not is_postgres() and database.is_closed()
+    looks = sees_arrived and database.is_closed()
     runs, committed = itertools.count(), list[T]()
 
     def once_more() -> T:
@@ -164,7 +164,7 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
             raise _Arrived
         return work()
 
-    if sees_arrived and not in_turn and not is_postgres() and database.is_closed():
+    if sees_arrived and not in_turn and database.is_closed():
         try:
             return _patiently(look, patience_s, writing=False)
         except _Arrived:
@@ -175,20 +175,32 @@ def read(work: Callable[[], T], *, patience_s: float = 5.0, in_turn: bool = Fals
 def enter_arrived() -> None:
     """Enter the tasks that have arrived; raise Unavailable if that cannot be done.
 
-    On SQLite a task that comes alone only arrives at first: it is written down where that costs least, and accepted. Whoever looks at tasks
-    enters it among the others before, as each pass of the orchestrator does.
+    A task that comes alone only arrives at first: it is written down where that costs least, and accepted. Whoever looks at tasks enters it
+    among the others before, as each pass of the orchestrator does, unless it starts the task from there.
     """
-    if not is_postgres() and read(database.obj.is_any_arrived, in_turn=True):
+    if read(database.obj.is_any_arrived, in_turn=True):
         unit(database.obj.enter_arrived, patience_s=_ENTER_S, is_one_statement=True, is_promise=False, sees_arrived=False)
 
 
 def accepted(task_id: str) -> dict[str, Any] | None:
-    """Return the row that a task of SQLite is or will be, by one statement: two could miss one that is being entered."""
-    if is_postgres():
-        return None
-    places = " UNION ALL ".join(f"SELECT * FROM {place} WHERE id = ?" for place in ("task", "task_arriving"))
+    """Return type and labels, as JSON, of a task that there is or will be, by one statement: two could miss one that is being entered."""
+    places = " UNION ALL ".join(f"SELECT type, {labels} AS labels FROM {place} WHERE id = ?" for place, labels in _PLACES.items())
     found = read(lambda: rows(places, [task_id] * 2), sees_arrived=False)
     return found[0] if found else None
+
+
+def takes_arrivals() -> bool:
+    """Whether a new task may only arrive; else it is entered at once."""
+    return bool(database.obj.takes_arrivals)
+
+
+def tidy_arrivals(left: int, size: int) -> None:
+    """Have Postgres remove what has left the place where tasks arrive, if that is much; see `due.Look`."""
+    if is_postgres() and database.obj.is_untidy(left, size):
+        unit(lambda: database.obj.tidy_arrivals(size), is_one_statement=True, sees_arrived=False)
+
+
+_PLACES = {"task": "labels", "task_arrived": "'{}'"}
 
 
 def _see_arrived() -> None:
@@ -198,7 +210,7 @@ def _see_arrived() -> None:
     """
     if trouble.suspected() or _writer.are_avoided:
         return
-    pool: Sqlite = database.obj
+    pool: Sqlite | postgres.Postgres = database.obj
     try:
         with _writer.while_others_get_on(), _connected(writing=True), pool.scope(is_one_statement=True, waits=False, patience_s=STUCK_S):
             pool.enter_arrived()
@@ -490,8 +502,10 @@ _FETCHED = 200
 def snapshot() -> Iterator[Rows]:
     """Let many tables be read as they are at this one moment, however long that takes; nobody is held up meanwhile.
 
-    A task that has only arrived stands among the others there, so nothing has to be written for it.
+    A task that has only arrived stands among the others there. On SQLite nothing has to be written for that.
     """
+    if is_postgres():
+        enter_arrived()
     with database.connection_context():
         database.execute_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if is_postgres() else "BEGIN DEFERRED")
         try:

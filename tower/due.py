@@ -9,6 +9,9 @@ from tower.models import behind, in_line, not_yet, waiting
 from tower.spec import MAX_WINDOW_S
 from tower.terms import DISPATCHED, RUNNING
 
+#: After so many seconds no pass can be about to look for a task that has arrived.
+_OVERLOOKED_S = 1.0
+
 
 @dataclass(frozen=True)
 class Look:
@@ -26,6 +29,11 @@ class Look:
     dispatched: bool
     untraced: bool
     old_starts: bool
+    #: Whether a task has arrived a while ago and nobody has looked for it since.
+    overlooked: bool
+    #: How many rows have left the place where tasks arrive and are still in it, and its size in bytes; 0 on SQLite, where none stays.
+    left: int
+    size: int
     #: In how many seconds the next task may start, or may start no more; None if none is known.
     next_s: float | None
 
@@ -49,6 +57,9 @@ SELECT MIN(at) - {{now}} AS wait FROM (
     UNION ALL SELECT MIN(expires_at) FROM task WHERE {waiting} AND expires_at IS NOT NULL AND expires_at > {{now}}
 ) AS due"""
 _ANY_DUE = ", ".join([*(f"EXISTS (SELECT 1 FROM task WHERE {found}) AS {name}" for name, found in _DUE.items()), _OLD_STARTS])
+_OVERLOOKED = f"SELECT EXISTS (SELECT 1 FROM task_arrived WHERE created_at < {{{{now}}}} - {_OVERLOOKED_S}) AS overlooked"
+_PLACE = "pg_stat_get_dead_tuples('task_arrived'::regclass) AS dead, pg_relation_size('task_arrived') AS bytes"
+_ANY_PLACE = "0 AS dead, 0 AS bytes"
 _LOOK = (_RUNNING, "SELECT * FROM worker", f"SELECT {_ANY_DUE}", _NEXT_DUE)
 
 
@@ -58,7 +69,19 @@ def look() -> Look:
     conditions = {"in_line": in_line().sql, "not_yet": not_yet().sql, "waiting": waiting().sql, "window": MAX_WINDOW_S}
     conditions |= {"begun": begun.sql, "behind": lagging.sql, "instant": "(SELECT {now})"}
     conditions |= {status: f"status = '{status}'" for status in (DISPATCHED, RUNNING)}
-    statements = [statement.format(**conditions) for statement in _LOOK]
-    at, (now, (running, workers, (due,), (following,))) = db.read(lambda: (time.monotonic(), db.several(statements)))
+    statements = [statement.format(**conditions) for statement in (*_LOOK, f"{_OVERLOOKED}, {_PLACE if db.is_postgres() else _ANY_PLACE}")]
+    at, (now, (running, workers, (due,), (following,), (place,))) = db.read(
+        lambda: (time.monotonic(), db.several(statements)), sees_arrived=False
+    )
     is_due = {name: bool(is_any) for name, is_any in due.items()}
-    return Look(now, now - at, running, workers, **is_due, next_s=following["wait"])
+    return Look(
+        now,
+        now - at,
+        running,
+        workers,
+        **is_due,
+        overlooked=bool(place["overlooked"]),
+        left=place["dead"],
+        size=place["bytes"],
+        next_s=following["wait"],
+    )

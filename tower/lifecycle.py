@@ -165,8 +165,9 @@ def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str, deci
     cancel, is left alone: to wait for it while other rows are held would end in a circle.
     """
     where, values = db.among("id", ids)
+    may_have_arrived: Sequence[str] = ()
     if db.is_postgres():
-        where = db.found("id", f"SELECT id FROM task WHERE {where} FOR UPDATE SKIP LOCKED")
+        where, may_have_arrived = db.found("id", f"SELECT id FROM task WHERE {where} FOR UPDATE SKIP LOCKED"), ids
     rows = _start(
         RUNNING,
         "started",
@@ -174,10 +175,11 @@ def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str, deci
         token,
         decided,
         via=DISPATCHED,
-        sets=f"{_CHOSEN}, {_LEASED}",
+        sets={**_CHOSEN, **_LEASED},
         where=f"{where} AND {IN_TIME}",
         values=[worker_id, claim_token, *values],
         returning=("rank", *_CLAIM, "error"),
+        ids=may_have_arrived,
     )
     return _as_claims(rows)
 
@@ -201,8 +203,15 @@ def _start(
     return rows
 
 
-_CHOSEN = f"nudges = 0, nudge_at = {{now}} + {NUDGE_S}, dispatched_at = {{now}}"
-_LEASED = "attempt = attempt + 1, worker_id = ?, claim_token = ?, beat = beat + 1, started_at = {now}, cancel_requested_at = NULL"
+_CHOSEN = {"nudges": "0", "nudge_at": f"{{now}} + {NUDGE_S}", "dispatched_at": "{now}"}
+_LEASED = {
+    "attempt": "attempt + 1",
+    "worker_id": "?",
+    "claim_token": "?",
+    "beat": "beat + 1",
+    "started_at": "{now}",
+    "cancel_requested_at": "NULL",
+}
 _START = "INSERT INTO task_start (rate_key, at, task_id)"
 _DECIDE = "UPDATE decision SET token = ?"
 
@@ -311,7 +320,7 @@ def _succeed(endings: Sequence[Ending]) -> set[str]:
     if not endings:
         return set()
     given, values = db.listed([(*_held(ending.claim), ending.outcome.result, ending.token, len(ending.tail)) for ending in endings])
-    sets = "result = column4, error_code = NULL, error = NULL, finish_token = column5, finished_at = {now}"
+    sets = {"result": "column4", "error_code": "NULL", "error": "NULL", "finish_token": "column5", "finished_at": "{now}"}
     where = "id = column1 AND attempt = CAST(column2 AS integer) AND claim_token = column3"
     # The last lines come before the end, and take as many numbers.
     more = "CAST(column6 AS integer)"

@@ -1,15 +1,15 @@
 """How a task's status is changed: one guarded update and the event of each row it changed, together.
 
 `move` is for what happens now and then. The others are hand-written, because they run in the life of every task: for many tasks at once,
-and in Postgres as one statement each, which is a transaction by itself. In SQLite that holds for new tasks without a key; one that comes
-alone arrives there, which writes an eighth as much, and is entered later, together with others.
+and in Postgres as one statement each, which is a transaction by itself. In SQLite that holds for new tasks without a key. What brings
+along no more than most only arrives, which writes a fraction of that, and is entered later, together with others.
 """
 
 import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from string import Formatter
@@ -17,7 +17,7 @@ from typing import Any
 
 from peewee import SQL
 
-from tower import db, log
+from tower import arrived, db, log
 from tower.models import Task, TaskEvent
 from tower.reminders import NUDGE_S, TRACE_S, WAITING_TRACE_S
 from tower.terms import CANCELLED, DISPATCHED, FAILED, QUEUED, RUNNING, SUCCEEDED, TIMED_OUT
@@ -104,7 +104,7 @@ def insert(tasks: Sequence[Row], data: dict[str, Any]) -> set[str]:
 
 def _insert(tasks: Sequence[Row], data: dict[str, Any]) -> list[Row]:
     statement, values = _insertion(tasks)
-    return _with_events(statement, values, "queued", data)
+    return _with_events({"moved": (statement, values)}, "queued", data)
 
 
 def enter(tasks: Sequence[Row], data: dict[str, Any]) -> None:
@@ -128,28 +128,28 @@ def send(tasks: Sequence[Row], data: dict[str, Any], then: db.Then) -> bool:
 def _entry(tasks: Sequence[Row], data: dict[str, Any], *, is_first_try: bool = False) -> Statement:
     """Return the statement that inserts tasks with their first events, and its values."""
     event = ["queued", _text(data)]
+    if (len(tasks) == 1 or db.is_postgres()) and all(map(_may_arrive, tasks)) and db.takes_arrivals():
+        names, rows, values = _new(tasks, "CAST(? AS text), ", _ARRIVES)
+        return f"INSERT INTO task_arrived (data, {names}) {rows}", [event[1], *values]
     if db.is_postgres():
         statement, values = _insertion(tasks, "" if is_first_try else _UNLESS_THERE)
         if not data:
             return f"WITH moved AS ({statement}) {_TOLD_PLAINLY}", values
         return f"WITH moved AS ({statement}) {_TOLD}", [*values, *event]
-    if len(tasks) == 1 and _at_times(tasks[0]) == _NEVER and tasks[0]["labels"] == "{}":
-        return _ARRIVAL, [*_arriving(tasks[0]), event[1]]
     names, rows, values = _new(tasks, "?, ?, ")
     return f"INSERT INTO task_entry (kind, data, {names}) {rows}", [*event, *values]
 
 
-#: What a task brings along that comes alone on SQLite. It is entered with others, by whoever looks next; see `db.enter_arrived`.
+#: What a task brings along that only arrives. It is entered with others, by whoever looks next; see `db.enter_arrived`.
 _ARRIVES = tuple(name for name in _GIVEN_ALWAYS if name != "labels")
-_arriving = itemgetter(*_ARRIVES, "priority")
-_MADE_THEN = {
-    name: text.format(at="{moment}", priority="?", not_before="NULL")
-    for name, text in _MADE.items()
-    if name in ("rank", "nudge_at", "trace_due_at", "created_at")
-}
-_ARRIVAL = f"""
-    INSERT INTO task_arrived ({", ".join((*_ARRIVES, *_MADE_THEN))}, data)
-    VALUES ({", ".join("?" * len(_ARRIVES))}, {", ".join(_MADE_THEN.values())}, ?)"""
+_MADE_THEN = {name: text for name, text in _MADE.items() if name in ("rank", "nudge_at", "trace_due_at", "created_at")}
+#: Characters of a payload that is written twice, there and where it is entered.
+_MOST_ARRIVING = 1500
+
+
+def _may_arrive(task: Row) -> bool:
+    """Whether a task brings along no more than most, and nothing that would better be written once."""
+    return _at_times(task) == _NEVER and task["labels"] == "{}" and len(task["payload"]) <= _MOST_ARRIVING
 
 
 def _tell_new(tasks: Sequence[Row], data: dict[str, Any]) -> None:
@@ -166,9 +166,10 @@ def _insertion(tasks: Sequence[Row], or_else: str = _UNLESS_THERE) -> Statement:
     return f"INSERT INTO task ({names}) {rows} {or_else} RETURNING id, seq, attempt, created_at AS updated_at", values
 
 
-def _new(tasks: Sequence[Row], first: str = "") -> tuple[str, str, Sequence[Any]]:
+def _new(tasks: Sequence[Row], first: str = "", given: Sequence[str] | None = None) -> tuple[str, str, Sequence[Any]]:
     """Return the columns of new tasks, the rows to insert, and their values; what most have no value for is left out if none has."""
-    given = _GIVEN_ALWAYS if all(_at_times(task) == _NEVER for task in tasks) else tuple(_GIVEN)
+    if given is None:
+        given = _GIVEN_ALWAYS if all(_at_times(task) == _NEVER for task in tasks) else tuple(_GIVEN)
     if len(tasks) == 1:  # to select it from a list would cost a third more
         names, taken, values_of = _shape(tasks[0], given)
         return names, f"VALUES ({first}{taken})", values_of(tasks[0])
@@ -209,8 +210,12 @@ def _general(given: Sequence[str]) -> _Shape:
 def _shaped(given: Sequence[str], shared: dict[str, str]) -> _Shape:
     names, taken = _taken(given, [shared.get(name, "?") for name in given])
     # Some are asked for more than once.
-    asked = [*given, *(name for made in _MADE.values() for _, name, _, _ in Formatter().parse(made) if name and name in given)]
+    asked = [*given, *(name for text in _made(given).values() for _, name, _, _ in Formatter().parse(text) if name and name in given)]
     return names, taken, itemgetter(*(name for name in asked if name not in shared))
+
+
+def _made(given: Sequence[str]) -> dict[str, str]:
+    return _MADE_THEN if given == _ARRIVES else _MADE
 
 
 def _is_plain(value: Any) -> bool:
@@ -225,8 +230,9 @@ def _listed(given: Sequence[str]) -> tuple[str, str]:
 def _taken(given: Sequence[str], places: Sequence[str]) -> tuple[str, str]:
     """Return the columns of a new task, and what stands in them, if the values given for some stand in these places."""
     typed = {name: f"CAST({place} AS {_GIVEN[name]})" for name, place in zip(given, places, strict=True)}
-    made = (text.format(**{"at": "{moment}", "not_before": "NULL", **typed}) for text in _MADE.values())
-    return ", ".join([*given, *_MADE]), ", ".join([*typed.values(), *made])
+    made = _made(given)
+    values = (text.format(**{"at": "{moment}", "not_before": "NULL", **typed}) for text in made.values())
+    return ", ".join([*given, *made]), ", ".join([*typed.values(), *values])
 
 
 def pieces(rows: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -243,20 +249,22 @@ def change(
     *,
     where: str,
     via: str = "",
-    sets: str = "",
+    sets: Mapping[str, str] | None = None,
     more: str = "0",
     given: str = "",
     values: Sequence[Any] = (),
     returning: Sequence[str] = (),
     allowed: Statement = _NONE,
     also: Statement = _NONE,
+    ids: Sequence[str] = (),
 ) -> list[Row]:
     """Change the status of the rows that still are where they should be, and append the event of each; return what they are now.
 
-    `via` is a status that they pass through at that moment, with an event of that name before the new attempt. `sets`, `given` (what
-    stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL for how many numbers
-    before that of the event something else takes. `allowed` is a statement that returns a row, else nothing changes. `also` is for Postgres
-    alone: a statement of the same moment, which can select from `moved`.
+    `via` is a status that they pass through at that moment, with an event of that name before the new attempt. `sets` by column, `given`
+    (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL for how many
+    numbers before that of the event something else takes. `allowed` is a statement that returns a row, else nothing changes. Two are for
+    Postgres alone: `also`, a statement of the same moment, which can select from `moved`, and `ids`, of tasks to which the same is
+    to happen if they have only arrived.
     """
     sources = checked(sources, via or target)
     if via:
@@ -266,14 +274,38 @@ def change(
             return []
         allowed = _NONE
     patience_s = WAITING_TRACE_S if target in (QUEUED, DISPATCHED) else TRACE_S
-    returned = dict.fromkeys(("id", "seq", "attempt", "type", "updated_at", *returning))
+    returned = ", ".join(dict.fromkeys(("id", "seq", "attempt", "type", "updated_at", *returning)))
+    becomes = {
+        "status": f"'{target}'",
+        "seq": f"seq + {2 if via else 1} + {more}",
+        "updated_at": "{now}",
+        "trace_tries": "0",
+        "trace_due_at": f"{{now}} + {patience_s}",
+        **(sets or {}),
+    }
+    if_allowed = "AND EXISTS (SELECT 1 FROM allowed)" if allowed[0] else ""
     statement = f"""
-        UPDATE task SET status = '{target}', seq = seq + {2 if via else 1} + {more}, updated_at = {{now}},
-            trace_tries = 0, trace_due_at = {{now}} + {patience_s}
-        {sets and f", {sets}"} {given and f"FROM {given}"}
-        WHERE {where} AND {_is_one_of(sources)} {"AND EXISTS (SELECT 1 FROM allowed)" if allowed[0] else ""}
-        RETURNING {", ".join(returned)}"""
-    return _with_events(statement, values, kind, data, via=via, allowed=allowed, also=also)
+        UPDATE task SET {", ".join(f"{name} = {value}" for name, value in becomes.items())} {given and f"FROM {given}"}
+        WHERE {where} AND {_is_one_of(sources)} {if_allowed} RETURNING {returned}"""
+    steps = {"allowed": allowed, "moved": (statement, values)}
+    if ids:
+        steps = {"allowed": allowed, **_moved_or_entered(statement, values, ids, becomes, returned, if_allowed)}
+    return _with_events(steps, kind, data, via=via, also=also)
+
+
+def _moved_or_entered(
+    move: str, values: Sequence[Any], ids: Sequence[str], becomes: Mapping[str, str], returned: str, if_allowed: str
+) -> dict[str, Statement]:
+    """Return the steps that change rows of `task`, as the first of them does, and enter those of the same tasks that have only arrived."""
+    those, named = db.among("id", ids)
+    # By its place, since whatever else locks one is about to enter it.
+    place = f"ctid = ANY (ARRAY(SELECT ctid FROM task_arrived WHERE {those} FOR UPDATE SKIP LOCKED))"
+    gone = f"DELETE FROM task_arrived WHERE {place} {if_allowed}"
+    entering = arrived.entering(gone, f"{returned}, created_at", becomes)
+    given = {"gone": named, "entered": values[: sum(value.count("?") for value in becomes.values())]}
+    both = f"SELECT {returned} FROM changed UNION ALL SELECT {returned} FROM entered"
+    steps = {name: (step, given.get(name, ())) for name, step in entering.items()}
+    return {"changed": (move, values), **steps, "moved": (both, ())}
 
 
 def _is_one_of(sources: Sequence[str]) -> str:
@@ -291,25 +323,19 @@ def checked(sources: Iterable[str], target: str) -> tuple[str, ...]:
     return sources
 
 
-def _with_events(
-    statement: str,
-    values: Sequence[Any],
-    kind: str,
-    data: dict[str, Any],
-    *,
-    via: str = "",
-    allowed: Statement = _NONE,
-    also: Statement = _NONE,
-) -> list[Row]:
+def _with_events(steps: Mapping[str, Statement], kind: str, data: dict[str, Any], *, via: str = "", also: Statement = _NONE) -> list[Row]:
+    """Change rows by steps of which one is named `moved`, and append the event of each; return them."""
     told = [(1, via, "{}"), (0, kind, _text(data))] if via else [(0, kind, _text(data))]
     if db.is_postgres():
-        tell = f"{_EVENT} {' UNION ALL '.join(_TELLING_BEFORE if back else _TELLING for back, _, _ in told)}"
-        events = [value for _, *event in told for value in event]
-        parts = [("allowed", allowed), ("moved", (statement, values)), ("told", (tell, events)), ("more", also)]
-        steps = ", ".join(f"{name} AS ({part})" for name, (part, _) in parts if part)
-        rows = db.rows(f"WITH {steps} SELECT * FROM moved", [value for _, (_, given) in parts for value in given])
+        events = [_TELLING_BEFORE if back else _TELLING for back, _, _ in told]
+        if "entered" in steps:
+            events.append(arrived.EVENTS)
+        tell = f"{_EVENT} {' UNION ALL '.join(events)}", [value for _, *event in told for value in event]
+        whole = {name: step for name, step in {**steps, "told": tell, "more": also}.items() if step[0]}
+        statement = arrived.together({name: step for name, (step, _) in whole.items()}, "SELECT * FROM moved")
+        rows = db.rows(statement, [value for _, values in whole.values() for value in values])
     else:
-        rows = db.rows(statement, values)
+        rows = db.rows(*steps["moved"])
         insert_lines(
             _EVENT,
             [(row["id"], row["seq"] - back, row["attempt"] - back, row["updated_at"], *event) for back, *event in told for row in rows],

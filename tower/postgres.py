@@ -15,6 +15,8 @@ import psycopg2.extensions  # type: ignore[import-untyped]
 from playhouse.pool import PooledPostgresqlDatabase
 from psycopg2.extensions import POLL_OK, POLL_WRITE, TRANSACTION_STATUS_IDLE
 
+from tower import arrived
+
 #: Told of what was sent: that it is committed, or what went wrong. What it raises when all is well comes back to it as what went wrong.
 Then = Callable[[Exception | None], None]
 
@@ -31,6 +33,9 @@ _BY_INDEX = "SET LOCAL enable_sort = off; "
 _CONNECT_S, _REST_S = 3.0, 1.0
 #: How long a loop waits for a statement, and such a statement for a lock: a thread has more patience, and says what it means.
 _ANSWER_S, _LOCK_LIMIT = 5.0, "-c lock_timeout=500"
+#: Rows that may have left the place where tasks arrive until they are removed, and its size at which none arrives: whoever looks goes over
+#: all of it, which takes half a millisecond then.
+_MOST_LEFT, _MOST_BYTES = 1000, 2**24
 
 
 def tell(then: Then) -> None:
@@ -80,6 +85,8 @@ class Postgres(PooledPostgresqlDatabase):
 
     def __init__(self, connections: int, **options: Any) -> None:
         super().__init__(connection_factory=Session, max_connections=connections, timeout=5, autoconnect=False, **options)
+        #: Whether there is place for tasks to arrive.
+        self.takes_arrivals = True
         self.in_loop = LoopConnection(self._connect_for_loop)
 
     def _connect_for_loop(self) -> Session:
@@ -119,12 +126,17 @@ class Postgres(PooledPostgresqlDatabase):
         session.ahead = "BEGIN; "
 
     @contextmanager
-    def scope(self, *, is_one_statement: bool, waits: bool) -> Iterator[None]:
-        """Let what is done meanwhile be a transaction, or a part of the one that there is; its commit need not wait for the disk."""
+    def scope(self, *, is_one_statement: bool, waits: bool, patience_s: float | None = None) -> Iterator[None]:
+        """Let what is done meanwhile be a transaction, or a part of the one that there is; its commit need not wait for the disk.
+
+        With a patience of its own it waits so long at most for each lock.
+        """
         session, is_outer = self.connection(), not self.in_transaction()
         with nullcontext() if is_one_statement else self.atomic():
             if is_outer and not waits:
                 session.ahead += "SET LOCAL synchronous_commit = off; "
+            if is_outer and patience_s is not None:
+                session.ahead += f"SET LOCAL lock_timeout = {round(patience_s * 1000)}; "
             try:
                 yield
             finally:
@@ -159,6 +171,28 @@ class Postgres(PooledPostgresqlDatabase):
         if session:
             session.ahead = ""
         return bool(unsent)
+
+    def is_any_arrived(self) -> bool:
+        """Whether there is a task that has arrived, and has not been entered yet."""
+        return self.run("SELECT 1 FROM task_arrived LIMIT 1", ()).fetchone() is not None
+
+    def enter_arrived(self) -> None:
+        """Enter the tasks that have arrived, each with its first event."""
+        self.run(arrived.ENTRY, ())
+
+    def is_untidy(self, left: int, size: int) -> bool:
+        """Whether so many rows or bytes, which have left the place where tasks arrive, had better be removed; see `tidy_arrivals`."""
+        return left > _MOST_LEFT or size > _MOST_BYTES or not self.takes_arrivals
+
+    def tidy_arrivals(self, size: int) -> None:
+        """Remove what has left the place where tasks arrive, so that new ones come there.
+
+        If it becomes large all the same, since somebody has a view of what was there before, none arrives until it is not.
+        """
+        # To give space back to the system it waits for a moment at which nobody is there.
+        self.execute_sql(f"VACUUM (SKIP_LOCKED, TRUNCATE {size > _MOST_BYTES}) task_arrived")
+        size = self.execute_sql("SELECT pg_relation_size('task_arrived')").fetchone()[0]
+        self.takes_arrivals = size <= _MOST_BYTES
 
     def in_order(self, sql: str) -> str:
         """Return a statement as one whose order is that of an index; see `db.rows`."""

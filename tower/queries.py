@@ -197,8 +197,11 @@ def ready(asked: Sequence[str] = ()) -> Ready:
     waits = f"{db.aside('status')} = '{QUEUED}' AND ready_at = 0"
     those, values = db.among("id", asked)
     named = f"EXISTS (SELECT 1 FROM task WHERE {those} AND {waits})"
-    first = f"SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1"
-    [found] = db.rows(f"SELECT {{now}} - ({first}) AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", values, in_order=True)
+    first = f"(SELECT queued_at FROM task WHERE {in_line().sql} ORDER BY rank, id LIMIT 1)"
+    if db.is_postgres():  # on SQLite a pass has entered them
+        named, values = f"({named} OR EXISTS (SELECT 1 FROM task_arrived WHERE {those}))", [*values, *values]
+        first = f"COALESCE({first}, (SELECT MIN(created_at) FROM task_arrived))"
+    [found] = db.rows(f"SELECT {{now}} - {first} AS waits, {named} AS asked, {_next_time()} - {{now}} AS next", values, in_order=True)
     return Ready(found["waits"], bool(found["asked"]), found["next"])
 
 

@@ -267,6 +267,9 @@ class Sqlite(PooledSqliteDatabase):
             with peewee.__exception_wrapper__:
                 raise
 
+    #: Whether there is place for tasks to arrive.
+    takes_arrivals = True
+
     def is_any_arrived(self) -> bool:
         """Whether there is a task that has arrived, and has not been entered yet."""
         return self.run("SELECT 1 FROM task_arrived LIMIT 1").fetchone() is not None

@@ -103,6 +103,7 @@ class Sweep:
         Returns the seconds until the next task may start or may start no more, so that both are kept to the moment.
         """
         steps: tuple[Callable[[Look], bool], ...] = (
+            self._enter,
             self._take_back,
             self._give_up_late,
             self._notice_clock,
@@ -113,6 +114,7 @@ class Sweep:
             self._ask_for_traces,
             self._forget_workers,
             self._forget_starts,
+            self._tidy_up,
         )
         look = due.look()
         fault("sweep.after_select")
@@ -124,6 +126,11 @@ class Sweep:
         return math.inf if look.next_s is None else max(0.05, look.next_s + 0.01)
 
     # Each step says whether it changed something, so that those after it look anew.
+
+    def _enter(self, look: Look) -> bool:
+        if look.overlooked:
+            db.enter_arrived()
+        return look.overlooked
 
     def _take_back(self, look: Look) -> bool:
         """Take tasks from workers that are seen dead, or whose beat we have seen stand still for a whole lease."""
@@ -233,6 +240,11 @@ class Sweep:
             some = TaskStart.select(TaskStart.rate_key, TaskStart.at, TaskStart.task_id).where(old).limit(_LIMIT)
             columns = Tuple(TaskStart.rate_key, TaskStart.at, TaskStart.task_id)
             db.unit(lambda: TaskStart.delete().where(columns.in_(some)).execute())
+        return False
+
+    def _tidy_up(self, look: Look) -> bool:
+        """See to it that whoever looks at what has arrived need not go over what has long left."""
+        db.tidy_arrivals(look.left, look.size)
         return False
 
     def _forget_workers(self, look: Look) -> bool:

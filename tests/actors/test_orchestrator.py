@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from actors import orchestrator
-from actors.orchestrator import Dispatcher, NoSlots, Walk
+from actors import orchestrator, walk
+from actors.orchestrator import Dispatcher, NoSlots
+from actors.walk import Walk, look
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
@@ -293,11 +294,6 @@ def test_who_is_asked_after_an_end_leaves_what_is_new_to_its_own_nudge(dispatche
     assert r.row(more[3])["status"] == DISPATCHED
 
 
-def set_rule(kind: str, name: str, **changes: Any) -> None:
-    """Set a rule; nobody is nudged."""
-    db.unit(lambda: Rule.insert(kind=kind, name=name, updated_at=0, **changes).execute())
-
-
 LIMITED = [
     ("tower", "", "tower_limit"),
     ("queue", "default", "queue_limit"),
@@ -310,7 +306,7 @@ LIMITED = [
 def test_a_rule_limits_how_many_are_in_flight(dispatcher: Dispatcher, kind: str, name: str, reason: str) -> None:
     """Two of four start, the others say what they wait for; when the limit is lifted they start."""
     r.add_worker()
-    set_rule(kind, name, max_running=2)
+    r.set_rule(kind, name, max_running=2)
     ids = [r.insert(concurrency_key="repo", concurrency_limit=9) for _ in range(4)]
     assert dispatcher.run_pass() == 2
     assert [r.row(task_id)["wait_reason"] for task_id in ids] == [None, None, reason, reason]
@@ -324,7 +320,7 @@ def test_nothing_starts_of_what_is_paused(dispatcher: Dispatcher, kind: str, nam
     r.add_worker()
     before, later = r.insert(concurrency_key="repo", concurrency_limit=2), r.insert(concurrency_key="repo", concurrency_limit=2)
     r.dispatch(before)
-    set_rule(kind, name, paused_at=1.0)
+    r.set_rule(kind, name, paused_at=1.0)
     assert dispatcher.run_pass() == 0
     assert r.row(later)["wait_reason"] == "paused"
     assert r.claim(before) is not None
@@ -383,7 +379,7 @@ def test_a_rule_for_a_rate_key_goes_before_what_its_tasks_say(dispatcher: Dispat
     r.add_worker()
     for _ in range(5):
         r.insert(rate_key="api", rate_limit=1, rate_per_s=600.0)
-    set_rule("rate", "api", rate_limit=3, rate_per_s=60.0)
+    r.set_rule("rate", "api", rate_limit=3, rate_per_s=60.0)
     assert dispatcher.run_pass() == 3
 
 
@@ -422,10 +418,10 @@ def test_a_crowd_behind_full_keys_and_rates_is_not_walked_through(
     dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch, lanes: int, looks: int
 ) -> None:
     """What is known to be full is left to the database: the tasks looked at do not grow with the crowd."""
-    monkeypatch.setattr(orchestrator, "LANES", lanes)
-    monkeypatch.setattr(orchestrator, "PAGE", 5)
-    pages, page = [], orchestrator.Walk._page
-    monkeypatch.setattr(orchestrator.Walk, "_page", lambda walk: pages.append(1) or page(walk))
+    monkeypatch.setattr("actors.walk.LANES", lanes)
+    monkeypatch.setattr("actors.walk.PAGE", 5)
+    pages, page = [], Walk._page
+    monkeypatch.setattr(Walk, "_page", lambda walk: pages.append(1) or page(walk))
     r.add_worker(slots=16)
     fill_up()
     insert_crowd(20)
@@ -445,7 +441,7 @@ def test_lanes_pages_and_one_look_at_all_decide_alike(rows: Settings, monkeypatc
     fill_up()
     insert_crowd(3)
     for kind, name in (("type", "echo"), ("key", "a"), ("queue", "other")):
-        set_rule(kind, name, max_running=some.randint(3, 8), paused_at=some.choice([None, None, 1.0]))
+        r.set_rule(kind, name, max_running=some.randint(3, 8), paused_at=some.choice([None, None, 1.0]))
     for _ in range(60):
         key, rate = some.choice([None, None, "a", "b", "half"]), some.choice([None, None, "api", "hub"])
         fields = {"rate_key": rate, "rate_limit": some.randint(1, 4), "rate_per_s": 600.0} if rate else {}
@@ -453,12 +449,12 @@ def test_lanes_pages_and_one_look_at_all_decide_alike(rows: Settings, monkeypatc
         r.insert(concurrency_key=key, concurrency_limit=some.randint(1, 3), priority=some.randint(-50, 50), **fields)
 
     def decide(lanes: int, page: int) -> list[str]:
-        monkeypatch.setattr(orchestrator, "LANES", lanes)
-        monkeypatch.setattr(orchestrator, "PAGE", page)
-        walk = orchestrator.look(30, 0.25)
-        while walk.goes_on:
-            walk.step()
-        return walk.chosen
+        monkeypatch.setattr("actors.walk.LANES", lanes)
+        monkeypatch.setattr("actors.walk.PAGE", page)
+        whole = look(30, 0.25)
+        while whole.goes_on:
+            whole.step()
+        return whole.chosen
 
     by_lanes, by_pages, at_once = (db.read(partial(decide, lanes, page)) for lanes, page in ((100, 5), (0, 5), (0, 1000)))
     assert by_lanes == by_pages == at_once != []
@@ -554,8 +550,8 @@ def test_a_full_fleet_is_not_looked_through_for_what_it_could_take(dispatcher: D
     r.add_worker(slots=1)
     for number in range(9):
         r.insert(concurrency_key=f"k{number}")
-    looks, lanes = list[bool](), orchestrator._lanes
-    monkeypatch.setattr(orchestrator, "_lanes", lambda: looks.append(True) or lanes())
+    looks, lanes = list[bool](), walk._lanes
+    monkeypatch.setattr(walk, "_lanes", lambda: looks.append(True) or lanes())
     assert [dispatcher.run_pass() for _ in range(3)] == [2, 0, 0]
     assert len(looks) == 1
     r.add_worker("another", slots=4)

@@ -11,9 +11,9 @@ import peewee
 import pytest
 from pydantic import BaseModel, ConfigDict
 
-from actors import orchestrator
-from actors.orchestrator import Dispatcher, Walk
+from actors.orchestrator import Dispatcher
 from actors.runner import Runner
+from actors.walk import Walk, look
 from actors.worker import WorkerProcess
 from tests import rows as r
 from tests.servers import wait_for
@@ -109,6 +109,7 @@ def test_one_nudge_is_enough_for_more_tasks_than_there_are_slots(rows: Settings)
         assert _wait_for_ends(ids) == [SUCCEEDED] * 8
 
 
+@pytest.mark.usefixtures("no_pass")
 def test_what_fits_into_free_slots_starts_with_the_commit_that_chooses_it(rows: Settings, dispatched: list[str]) -> None:
     """Not with a second one; what does not fit, or is of a queue that this worker does not serve, is dispatched first."""
     with _crew(rows, 2) as crew:
@@ -142,12 +143,12 @@ def test_what_was_dispatched_before_starts_before_what_is_chosen_now(rows: Setti
 
 
 def _look() -> Walk:
-    def look() -> Walk:
-        walk = orchestrator.look(30, 8)
+    def chosen() -> Walk:
+        walk = look(30, 8)
         walk.step()
         return walk
 
-    return db.read(look)
+    return db.read(chosen)
 
 
 @pytest.fixture
