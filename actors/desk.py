@@ -1,10 +1,10 @@
 """The desk of a worker: there ends are recorded and tasks are claimed, by one commit for all slots that come at the same time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from actors.kept import Kept, Some
+from actors.kept import NOWHERE, Kept, Some
 from actors.worker import WorkerProcess
 from tower import db, lifecycle
 from tower.faults import fault
@@ -55,12 +55,13 @@ class Desk:
         """How many tasks are kept for slots that become free."""
         return self._kept.count
 
-    def keep(self, ids: Sequence[str], token: int) -> int:
+    def keep(self, ids: Sequence[str], token: int, places: Mapping[str, str] = NOWHERE) -> int:
         """Keep what the decision of this token has chosen, in place of what is kept; return the number of this choice.
 
+        `places` tells where those are that have only arrived.
         Never waits for the database: who beats must not depend on a write that cannot be done.
         """
-        return self._kept.put(ids, token)
+        return self._kept.put(ids, token, places)
 
     def holds(self, choice: int) -> bool:
         """Whether this is still the last choice, as far as it is known here."""
@@ -95,7 +96,7 @@ class Desk:
             nonlocal sent, has_caught_up
             sent = lease_time(embedded=self._settings.embedded)  # anew for each try: they may be minutes apart
             statuses = lifecycle.finish_all(endings)
-            claims = lifecycle.start(chosen.ids, chosen.token, self._worker.id, token, decided) if chosen.ids else []
+            claims = lifecycle.start(chosen.ids, chosen.token, self._worker.id, token, decided, chosen.places) if chosen.ids else []
             left = takes - len(claims)
             if left and (was_behind or not claims):
                 claims += lifecycle.claim_some(self._worker.id, token, left, self._worker.queues)

@@ -2,12 +2,15 @@
 
 import threading
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 #: How long a choice, or another start, waits for one that is under way: about as long as one takes, since that is most likely a decision
 #: of its own.
 _TURN_S = 0.05
+#: Where tasks are that were entered: they have an index.
+NOWHERE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Some:
     ids: Sequence[str] = ()
     token: int = 0
     choice: int = 0
+    #: Where those are that have only arrived; see `lifecycle.start`.
+    places: Mapping[str, str] = field(default_factory=lambda: NOWHERE)
 
 
 class Kept:
@@ -28,6 +33,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._ids = deque[str]()
+        self._places = NOWHERE
         self._token = self._choice = 0
         self._is_turn = False
         #: How many choices wait for the end of a turn; they go before the starts that wait for it.
@@ -39,14 +45,14 @@ class Kept:
         """How many are left."""
         return len(self._ids)
 
-    def put(self, ids: Sequence[str], token: int) -> int:
+    def put(self, ids: Sequence[str], token: int, places: Mapping[str, str] = NOWHERE) -> int:
         """Keep these in place of those that are left, once no turn is under way, or a moment later; return the number of this choice."""
         with self._change:
             self._choosing += 1
             self._change.wait_for(lambda: not self._is_turn, _TURN_S)
             self._choosing -= 1
             self._change.notify_all()
-            self._ids, self._token, self._choice = deque(ids), token, self._choice + 1
+            self._ids, self._token, self._places, self._choice = deque(ids), token, places, self._choice + 1
             return self._choice
 
     def is_good(self, choice: int) -> bool:
@@ -65,7 +71,7 @@ class Kept:
             if not is_free or not self._ids:
                 return Some()
             self._is_turn = True
-            return Some([self._ids.popleft() for _ in range(min(most, len(self._ids)))], self._token, self._choice)
+            return Some([self._ids.popleft() for _ in range(min(most, len(self._ids)))], self._token, self._choice, self._places)
 
     def end(self, some: Some, token: int, *, is_good: bool) -> None:
         """End a turn: what is left builds on its decision, or, if nothing came of that since somebody else had decided, is dropped."""

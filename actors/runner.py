@@ -96,7 +96,7 @@ class Runner:
         slots = self._worker.take_slots(len(walk.chosen), all_or_none=not keeps)
         if not slots and not keeps:
             return None
-        choice = self._desk.keep(walk.chosen, walk.load.token)
+        choice = self._desk.keep(walk.chosen, walk.load.token, walk.places)
         began = self._start(slots) if slots else 0
         if not keeps and self._desk.kept:  # somebody else had his turn
             self.recall()

@@ -31,9 +31,8 @@ PAGE = 200
 #: Lanes that are looked at one by one, and tasks at their heads; beyond that all tasks are walked in their order.
 LANES = 100
 _MOST_HEADS = 10_000
-#: Tasks that start from where they have arrived without having been entered: more than fit into the slots that one process has, and as many
-#: as are sorted in a millisecond.
-_MOST_ARRIVED = 500
+#: Tasks that have arrived and are looked at together, and how many may wait there, since each look goes over all of them.
+_ARRIVED_PAGE, _MOST_ARRIVED = 500, 5000
 
 
 class Walk:
@@ -46,8 +45,9 @@ class Walk:
         self.load = begin
         #: The first task of each lane, if that is known.
         self._lanes = lanes
-        #: All tasks that wait, if these have only arrived.
+        #: The first tasks that wait, if these have only arrived, and where they are.
         self.arrived = arrived
+        self.places = {row["id"]: row["place"] for row in arrived}
         #: When the first of the rates frees that hold up a task.
         self.frees_at: float | None = None
         #: Whether the end of another task would let one start that was left.
@@ -79,7 +79,7 @@ class Walk:
         self.queues.update(row["queue"] for row in taken)
         self._starts.update(row["rate_key"] for row in taken if row["rate_key"] is not None)
         self._learn(row for row in rows if row["id"] not in picked)
-        self._is_over = heads is not None or len(rows) < PAGE
+        self._is_over = len(rows) < PAGE if heads is None else len(self.arrived) < _ARRIVED_PAGE
         self._after = (rows[-1]["rank"], rows[-1]["id"]) if rows else None
 
     def _heads(self) -> Sequence[Row] | None:
@@ -108,6 +108,9 @@ class Walk:
         return Task.select(*load.COLUMNS).where(in_line(), lifecycle.in_time())
 
     def _page(self) -> list[dict[str, Any]]:
+        if self.arrived:
+            db.database.obj.enter_arrived()
+            self.arrived = ()
         query = self._waiting().where(Task.queue << self.load.open_queues())
         for kind, column in ((TYPE, Task.type), (KEY, Task.concurrency_key)):
             closed = self.load.closed(kind)
@@ -161,26 +164,30 @@ def look(lease_s: float, ahead: float, *, with_lanes: bool = True) -> Walk:
     On Postgres tasks may start from where they have arrived. They do if no others wait, since all that wait have one order; else they are
     entered among them before, as they are where they become so many that only an index finds the first.
     """
-    begin, lanes, arrived = _read(lease_s, ahead, with_lanes=with_lanes)
+    begin, lanes, arrived, are_many = _read(lease_s, ahead, with_lanes=with_lanes)
     if arrived and lanes is None and begin.open_queues():
         return look(lease_s, ahead)
-    if arrived and (lanes or len(arrived) > _MOST_ARRIVED):
+    if arrived and (lanes or are_many):
         db.database.obj.enter_arrived()
-        begin, lanes, arrived = *_read(lease_s, ahead, with_lanes=with_lanes)[:2], []
+        begin, lanes, *_ = _read(lease_s, ahead, with_lanes=with_lanes)
+        arrived = []
     return Walk(begin, lanes, arrived)
 
 
-def _read(lease_s: float, ahead: float, *, with_lanes: bool) -> tuple[Load, Sequence[Row] | None, Sequence[Row]]:
-    """Return the load, the first task of each lane if that is asked for, and the first that have arrived, all from one moment."""
+def _read(lease_s: float, ahead: float, *, with_lanes: bool) -> tuple[Load, Sequence[Row] | None, Sequence[Row], bool]:
+    """Return the load, the first task of each lane if asked for, the first that have arrived, and if there are many more, at one moment."""
     asked = [_lanes()] if with_lanes else []
     if db.is_postgres():
-        asked.append(f"{_ARRIVED} LIMIT {_MOST_ARRIVED + 1}")
+        asked += [f"{_ARRIVED} LIMIT {_ARRIVED_PAGE}", f"SELECT 1 FROM task_arrived OFFSET {_MOST_ARRIVED} LIMIT 1"]
     begin, found = load.read_beside(lease_s, ahead, *asked)
-    arrived = [{**_AS_ALL, **row} for row in found.pop()] if db.is_postgres() else []
-    return begin, found[0] if with_lanes else None, arrived
+    lanes = found[0] if with_lanes else None
+    if not db.is_postgres():
+        return begin, lanes, [], False
+    *_, arrived, more = found
+    return begin, lanes, [{**_AS_ALL, **row} for row in arrived], bool(more)
 
 
-_ARRIVED = "SELECT id, rank, queue, type, max_losses, concurrency_limit FROM task_arrived ORDER BY rank, id"
+_ARRIVED = "SELECT id, CAST(ctid AS text) AS place, rank, queue, type, max_losses, concurrency_limit FROM task_arrived ORDER BY rank, id"
 #: What the decision needs to know beside of a task that has arrived: all have that alike.
 _AS_ALL = {
     "ready_at": 0,

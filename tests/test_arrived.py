@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -298,10 +299,17 @@ def test_before_there_are_tables_nothing_has_arrived(tmp_path: Path) -> None:
 _OF_ATTEMPT = ("claim_token", "started_at", "dispatched_at")
 
 
-def start(*ids: str, token: int | None = None) -> list[Claim]:
-    """Start tasks by a decision that is made now, or by an earlier one."""
-    decided = db.read(load.read).token if token is None else token
-    return db.unit(lambda: lifecycle.start(ids, decided, "w1", new_id()), is_one_statement=True, sees_arrived=False)
+def places() -> dict[str, str]:
+    """Return where tasks have arrived."""
+    found = db.read(lambda: db.rows("SELECT id, CAST(ctid AS text) AS place FROM task_arrived"), sees_arrived=False)
+    return {row["id"]: row["place"] for row in found}
+
+
+def start(*ids: str, token: int | None = None, seen: dict[str, str] | None = None) -> list[Claim]:
+    """Start tasks by a decision that is made now, or by an earlier one, where they are now, or were seen before."""
+    decided = db.read(load.read, in_turn=True).token if token is None else token
+    begin = partial(lifecycle.start, ids, decided, "w1", new_id(), None, places() if seen is None else seen)
+    return db.unit(begin, is_one_statement=True, sees_arrived=False)
 
 
 def chosen(ahead: float = 0.25) -> list[str]:
@@ -348,23 +356,38 @@ def test_a_task_that_starts_from_where_it_has_arrived_is_as_any_other() -> None:
 
 
 def test_a_task_that_arrives_twice_starts_once(postgres_place: str) -> None:
-    """Whether the second comes before it or after it."""
+    """Whether the second comes before it or after it; it is not there for long."""
     task_id = arrive(times=2)
     assert [claim.id for claim in start(task_id)] == [task_id]
-    assert there(postgres_place) == (0, 1)
-    arrive(id=task_id)
+    assert there(postgres_place) == (1, 1)
     assert start(task_id) == []
     assert there(postgres_place) == (0, 1)
+    arrive(id=task_id)
     assert r.kinds(task_id) == [QUEUED, DISPATCHED, "started"]
+    assert there(postgres_place) == (0, 1)
 
 
 def test_those_that_were_entered_start_with_those_that_were_not(postgres_place: str) -> None:
     """By one statement, in one order."""
     entered = [arrive(priority=1), arrive(priority=3)]
+    seen = places()
     assert db.read(lambda: Task.select().count()) == 2
     arrived = [arrive(priority=0), arrive(priority=2)]
-    assert [claim.id for claim in start(*entered, *arrived)] == [entered[1], arrived[1], entered[0], arrived[0]]
+    assert [claim.id for claim in start(*entered, *arrived, seen=seen | places())] == [entered[1], arrived[1], entered[0], arrived[0]]
     assert there(postgres_place) == (0, 4)
+
+
+def test_another_task_in_the_place_of_one_does_not_start(postgres_place: str) -> None:
+    """What has left a place was removed from it, and somebody else came there."""
+    first, other = arrive(), r.new()
+    seen = places()
+    db.enter_arrived()
+    db.unit(lambda: db.database.execute_sql("VACUUM task_arrived"), is_one_statement=True, sees_arrived=False)
+    arrive(id=other.id)
+    assert places() == {other.id: seen[first]}
+    assert [claim.id for claim in start(first, seen=seen)] == [first]
+    assert start(first, other.id, seen={other.id: "(0,9)"}) == []
+    assert there(postgres_place) == (1, 1)
 
 
 def test_nothing_starts_from_there_once_something_else_was_decided(postgres_place: str) -> None:
@@ -429,6 +452,19 @@ def test_a_crowd_that_has_arrived_is_entered(postgres_place: str, monkeypatch: p
     ids = [arrive() for _ in range(4)]
     assert chosen() == ids[:3]
     assert there(postgres_place) == (0, 4)
+
+
+def test_others_are_looked_at_behind_the_first_that_have_arrived(postgres_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are entered for that, unless those fill all slots."""
+    monkeypatch.setattr("actors.walk._ARRIVED_PAGE", 3)
+    r.add_worker(slots=4)
+    ids = [arrive() for _ in range(4)]
+    assert chosen(-0.5) == ids[:2]
+    assert there(postgres_place) == (4, 0)
+    r.set_rule("type", "echo", max_running=1)
+    other = arrive(type="sleep")
+    assert chosen() == [ids[0], other]
+    assert there(postgres_place) == (0, 5)
 
 
 def test_a_pass_dispatches_what_has_arrived_where_it_has_no_slots(postgres_place: str) -> None:

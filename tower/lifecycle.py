@@ -7,7 +7,7 @@ back from the dead, and then nothing happens. See `moves.ARROWS` for what may fo
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -158,16 +158,18 @@ def dispatch(ids: Sequence[str], token: int) -> list[Nudge]:
     return [Nudge(row["id"], row["type"], row["queue"]) for row in rows]
 
 
-def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str, decided: int | None = None) -> list[Claim]:
+def start(
+    ids: Sequence[str], token: int, worker_id: str, claim_token: str, decided: int | None = None, places: Mapping[str, str] | None = None
+) -> list[Claim]:
     """Mark queued tasks as chosen to start and lease them to a worker at that moment: `dispatch` and `claim` in one.
 
-    What is to follow without another look names the token that this decision gets. A task that somebody is about to change, as by a
+    What is to follow without another look names the token that this decision gets. `places` tells where tasks have arrived, by id: they
+    start from there, unless they have been entered meanwhile. A task that somebody is about to change, as by a
     cancel, is left alone: to wait for it while other rows are held would end in a circle.
     """
     where, values = db.among("id", ids)
-    may_have_arrived: Sequence[str] = ()
     if db.is_postgres():
-        where, may_have_arrived = db.found("id", f"SELECT id FROM task WHERE {where} FOR UPDATE SKIP LOCKED"), ids
+        where = db.found("id", f"SELECT id FROM task WHERE {where} FOR UPDATE SKIP LOCKED")
     rows = _start(
         RUNNING,
         "started",
@@ -179,7 +181,7 @@ def start(ids: Sequence[str], token: int, worker_id: str, claim_token: str, deci
         where=f"{where} AND {IN_TIME}",
         values=[worker_id, claim_token, *values],
         returning=("rank", *_CLAIM, "error"),
-        ids=may_have_arrived,
+        places={task_id: places[task_id] for task_id in ids if task_id in places} if places else {},
     )
     return _as_claims(rows)
 

@@ -256,15 +256,15 @@ def change(
     returning: Sequence[str] = (),
     allowed: Statement = _NONE,
     also: Statement = _NONE,
-    ids: Sequence[str] = (),
+    places: Mapping[str, str] | None = None,
 ) -> list[Row]:
     """Change the status of the rows that still are where they should be, and append the event of each; return what they are now.
 
     `via` is a status that they pass through at that moment, with an event of that name before the new attempt. `sets` by column, `given`
     (what stands behind FROM) and `where` are SQL, with a question mark for each of `values` in that order; `more` is SQL for how many
     numbers before that of the event something else takes. `allowed` is a statement that returns a row, else nothing changes. Two are for
-    Postgres alone: `also`, a statement of the same moment, which can select from `moved`, and `ids`, of tasks to which the same is
-    to happen if they have only arrived.
+    Postgres alone: `also`, a statement of the same moment, which can select from `moved`, and `places`, where tasks have arrived to
+    which the same is to happen, by id.
     """
     sources = checked(sources, via or target)
     if via:
@@ -288,21 +288,22 @@ def change(
         UPDATE task SET {", ".join(f"{name} = {value}" for name, value in becomes.items())} {given and f"FROM {given}"}
         WHERE {where} AND {_is_one_of(sources)} {if_allowed} RETURNING {returned}"""
     steps = {"allowed": allowed, "moved": (statement, values)}
-    if ids:
-        steps = {"allowed": allowed, **_moved_or_entered(statement, values, ids, becomes, returned, if_allowed)}
+    if places:
+        steps = {"allowed": allowed, **_moved_or_entered(statement, values, places, becomes, returned, if_allowed)}
     return _with_events(steps, kind, data, via=via, also=also)
 
 
 def _moved_or_entered(
-    move: str, values: Sequence[Any], ids: Sequence[str], becomes: Mapping[str, str], returned: str, if_allowed: str
+    move: str, values: Sequence[Any], places: Mapping[str, str], becomes: Mapping[str, str], returned: str, if_allowed: str
 ) -> dict[str, Statement]:
-    """Return the steps that change rows of `task`, as the first of them does, and enter those of the same tasks that have only arrived."""
-    those, named = db.among("id", ids)
-    # By its place, since whatever else locks one is about to enter it.
-    place = f"ctid = ANY (ARRAY(SELECT ctid FROM task_arrived WHERE {those} FOR UPDATE SKIP LOCKED))"
-    gone = f"DELETE FROM task_arrived WHERE {place} {if_allowed}"
+    """Return the steps that change rows of `task`, as `move` does, and enter, changed alike, those that are still where they arrived."""
+    those, named = db.among("id", list(places))
+    # There may be another one in its place by now, and whoever locks it is about to enter it.
+    still = f"SELECT ctid FROM task_arrived WHERE ctid = ANY (CAST(? AS tid[])) AND {those} FOR UPDATE SKIP LOCKED"
+    gone = f"DELETE FROM task_arrived WHERE ctid = ANY (ARRAY({still})) {if_allowed}"
     entering = arrived.entering(gone, f"{returned}, created_at", becomes)
-    given = {"gone": named, "entered": values[: sum(value.count("?") for value in becomes.values())]}
+    where = "{" + ",".join(f'"{place}"' for place in places.values()) + "}"
+    given = {"gone": [where, *named], "entered": values[: sum(value.count("?") for value in becomes.values())]}
     both = f"SELECT {returned} FROM changed UNION ALL SELECT {returned} FROM entered"
     steps = {name: (step, given.get(name, ())) for name, step in entering.items()}
     return {"changed": (move, values), **steps, "moved": (both, ())}
