@@ -295,6 +295,26 @@ def test_before_there_are_tables_nothing_has_arrived(tmp_path: Path) -> None:
 
 # On Postgres it starts from where it has arrived.
 
+
+def test_who_cannot_enter_it_on_postgres_still_reads(postgres_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody holds the table: tasks are taken in, lists show what there was, and nobody is told that an accepted task does not exist."""
+    before = r.insert()
+    with closing(psycopg2.connect(postgres_place)) as other, other.cursor() as cursor:
+        cursor.execute("LOCK TABLE task IN EXCLUSIVE MODE")
+        task_id = arrive()
+        assert db.read(lambda: [row.id for row in Task.select()]) == [before]
+        with monkeypatch.context() as nobody:  # once that is known nobody tries again
+            nobody.setattr(db.database.obj, "enter_arrived", pytest.fail)
+            assert db.read(lambda: Task.select().count()) == 1
+        with pytest.raises(Unavailable, match=rf"{task_id}.* is accepted.*lock"):
+            r.row(task_id)
+        with pytest.raises(NotFound):
+            r.row("0" * 32)
+        other.rollback()
+    r.insert()  # so it is known that writing works
+    assert r.kinds(task_id) == [QUEUED]
+
+
 #: What each attempt has of its own.
 _OF_ATTEMPT = ("claim_token", "started_at", "dispatched_at")
 
