@@ -109,7 +109,7 @@ class Walk:
 
     def _page(self) -> list[dict[str, Any]]:
         if self.arrived:
-            db.database.obj.enter_arrived()
+            db.enter_here()
             self.arrived = ()
         query = self._waiting().where(Task.queue << self.load.open_queues())
         for kind, column in ((TYPE, Task.type), (KEY, Task.concurrency_key)):
@@ -168,7 +168,7 @@ def look(lease_s: float, ahead: float, *, with_lanes: bool = True) -> Walk:
     if arrived and lanes is None and begin.open_queues():
         return look(lease_s, ahead)
     if arrived and (lanes or are_many):
-        db.database.obj.enter_arrived()
+        db.enter_here()
         begin, lanes, *_ = _read(lease_s, ahead, with_lanes=with_lanes)
         arrived = []
     return Walk(begin, lanes, arrived)

@@ -1,4 +1,4 @@
-"""What a task that has arrived is once it is entered among the others; see docs/decisions/0016."""
+"""What a task that has arrived is once it is entered among the others; see docs/decisions/0016 and 0017."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,6 @@ _ENTERED = {
     "status": "'queued'",
     "labels": "'{}'",
 }
-
 _AS_ENTERED = f"SELECT {', '.join(f'{value} AS {name}' for name, value in _ENTERED.items())} FROM brought"
 #: The first events of tasks that are entered.
 EVENTS = "SELECT entered.id, 1, 0, entered.created_at, 'queued', data FROM entered JOIN brought ON brought.id = entered.id"

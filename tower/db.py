@@ -140,8 +140,7 @@ def unit(
         if committed:  # only the disk is still waited for
             return committed[0]
         if looks and database.obj.is_any_arrived():
-            with database.obj.scope(is_one_statement=True, waits=False):
-                database.obj.enter_arrived()
+            enter_here()
         with database.obj.scope(is_one_statement=is_one_statement, waits=is_promise is not False):
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
@@ -180,6 +179,12 @@ def enter_arrived() -> None:
     """
     if read(database.obj.is_any_arrived, in_turn=True):
         unit(database.obj.enter_arrived, patience_s=_ENTER_S, is_one_statement=True, is_promise=False, sees_arrived=False)
+
+
+def enter_here() -> None:
+    """Enter the tasks that have arrived, on the connection of the work that goes on, by a transaction of their own."""
+    with database.obj.scope(is_one_statement=True, waits=False):
+        database.obj.enter_arrived()
 
 
 def accepted(task_id: str) -> dict[str, Any] | None:

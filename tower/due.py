@@ -32,8 +32,8 @@ class Look:
     #: Whether a task has arrived a while ago and nobody has looked for it since.
     overlooked: bool
     #: How many rows have left the place where tasks arrive and are still in it, and its size in bytes; 0 on SQLite, where none stays.
-    left: int
-    size: int
+    arrivals_left: int
+    arrivals_size: int
     #: In how many seconds the next task may start, or may start no more; None if none is known.
     next_s: float | None
 
@@ -81,7 +81,7 @@ def look() -> Look:
         workers,
         **is_due,
         overlooked=bool(place["overlooked"]),
-        left=place["dead"],
-        size=place["bytes"],
+        arrivals_left=place["dead"],
+        arrivals_size=place["bytes"],
         next_s=following["wait"],
     )

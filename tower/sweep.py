@@ -244,7 +244,7 @@ class Sweep:
 
     def _tidy_up(self, look: Look) -> bool:
         """See to it that whoever looks at what has arrived need not go over what has long left."""
-        db.tidy_arrivals(look.left, look.size)
+        db.tidy_arrivals(look.arrivals_left, look.arrivals_size)
         return False
 
     def _forget_workers(self, look: Look) -> bool:
