@@ -96,4 +96,4 @@ class Nudges:
 
 def set_rule(kind: str, name: str, **changes: Any) -> None:
     """Set a rule; nobody is nudged."""
-    db.unit(lambda: Rule.insert(kind=kind, name=name, updated_at=0, **changes).execute())
+    db.unit(lambda: Rule.insert(kind=kind, name=name, updated_at=0, **changes).execute(), sees_arrived=False)

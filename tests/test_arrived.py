@@ -5,7 +5,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from actors.handlers import load as load_handlers
 from actors.orchestrator import Dispatcher
 from actors.walk import look
 from tests import rows as r
@@ -27,6 +28,7 @@ from tower.keys import Caller
 from tower.leases import Claim
 from tower.models import Task, new_id
 from tower.reminders import NUDGE_S, TRACE_S
+from tower.rules import Rules
 from tower.settings import Settings
 from tower.sweep import Sweep
 from tower.terms import CANCELLED, DISPATCHED, QUEUED
@@ -86,6 +88,16 @@ def counted(url: str, table: str) -> int:
 def there(url: str) -> tuple[int, int]:
     """Return how many tasks have arrived, and how many were entered."""
     return counted(url, "task_arrived"), counted(url, "task")
+
+
+@contextmanager
+def nobody_writes(url: str) -> Iterator[None]:
+    """Hold the tasks meanwhile."""
+    is_sqlite = url.startswith("sqlite")
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///")) if is_sqlite else psycopg2.connect(url)) as other:
+        other.cursor().execute("BEGIN IMMEDIATE" if is_sqlite else "LOCK TABLE task IN EXCLUSIVE MODE")
+        yield
+        other.rollback()
 
 
 @pytest.mark.parametrize(
@@ -266,12 +278,10 @@ def test_it_outlives_the_process(settings: Settings) -> None:
 
 
 def test_it_is_in_a_backup(place: str, tmp_path: Path) -> None:
-    """That was begun after it had arrived; on SQLite nothing has to be written for that."""
+    """That was begun after it had arrived; nothing has to be written for that."""
     r.insert()
-    task_id = arrive(times=2)
-    with closing(sqlite3.connect(place.removeprefix("sqlite:///"))) if place.startswith("sqlite") else nullcontext() as other:
-        if other:
-            other.execute("BEGIN IMMEDIATE")
+    task_id = arrive(times=2, priority=3, actor="ann")
+    with nobody_writes(place):
         told = backup.backup(tmp_path / "kept.tar")["tables"]
     assert (told["task"]["rows"], told["task_event"]["rows"]) == (2, 2)
     due = {"nudge_at": 0.0, "trace_due_at": 0.0}  # a restored task is due at once
@@ -299,8 +309,7 @@ def test_before_there_are_tables_nothing_has_arrived(tmp_path: Path) -> None:
 def test_who_cannot_enter_it_on_postgres_still_reads(postgres_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody holds the table: tasks are taken in, lists show what there was, and nobody is told that an accepted task does not exist."""
     before = r.insert()
-    with closing(psycopg2.connect(postgres_place)) as other, other.cursor() as cursor:
-        cursor.execute("LOCK TABLE task IN EXCLUSIVE MODE")
+    with nobody_writes(postgres_place):
         task_id = arrive()
         assert db.read(lambda: [row.id for row in Task.select()]) == [before]
         with monkeypatch.context() as nobody:  # once that is known nobody tries again
@@ -310,9 +319,25 @@ def test_who_cannot_enter_it_on_postgres_still_reads(postgres_place: str, monkey
             r.row(task_id)
         with pytest.raises(NotFound):
             r.row("0" * 32)
-        other.rollback()
     r.insert()  # so it is known that writing works
     assert r.kinds(task_id) == [QUEUED]
+
+
+def test_who_writes_something_else_does_not_wait_for_the_table_of_tasks(postgres_place: str) -> None:
+    """Whoever wants to pause what is wrong, say."""
+    with nobody_writes(postgres_place):
+        arrive()
+        assert Rules(load_handlers(), r.Nudges()).pause("type", "echo")  # type: ignore[arg-type]
+    assert there(postgres_place) == (1, 0)
+
+
+def test_a_large_payload_is_not_written_twice(place: str) -> None:
+    """It is entered at once."""
+    arrive(payload=json.dumps("x" * 1498))
+    assert there(place) == (1, 0)
+    db.enter_arrived()
+    arrive(payload=json.dumps("x" * 1499))
+    assert there(place) == (0, 2)
 
 
 #: What each attempt has of its own.
@@ -332,11 +357,11 @@ def start(*ids: str, token: int | None = None, seen: dict[str, str] | None = Non
     return db.unit(begin, is_one_statement=True, sees_arrived=False)
 
 
-def chosen(ahead: float = 0.25) -> list[str]:
+def chosen(ahead: float = 0.25, *, with_lanes: bool = True) -> list[str]:
     """Return what a walk chooses now."""
 
     def choose() -> list[str]:
-        walk = look(30, ahead)
+        walk = look(30, ahead, with_lanes=with_lanes)
         while walk.goes_on:
             walk.step()
         return walk.chosen
@@ -455,6 +480,14 @@ def test_tasks_that_have_arrived_start_in_one_order_with_all_that_wait(postgres_
     assert there(postgres_place) == (0, 4)
 
 
+def test_where_there_was_no_room_before_those_that_wait_come_first(postgres_place: str) -> None:
+    """Though a pass reads no more than the load then."""
+    r.add_worker(slots=4)
+    first = r.insert(labels={"a": "b"})
+    second = arrive()
+    assert chosen(with_lanes=False) == [first, second]
+
+
 def test_as_many_start_from_there_as_limits_let(postgres_place: str) -> None:
     """The others stay, unless they become so many that only an index finds the first."""
     r.add_worker(slots=4)
@@ -483,6 +516,7 @@ def test_others_are_looked_at_behind_the_first_that_have_arrived(postgres_place:
     assert there(postgres_place) == (4, 0)
     r.set_rule("type", "echo", max_running=1)
     other = arrive(type="sleep")
+    assert there(postgres_place) == (5, 0)
     assert chosen() == [ids[0], other]
     assert there(postgres_place) == (0, 5)
 
@@ -514,6 +548,26 @@ def test_what_has_left_is_removed_or_none_arrives_there(postgres_place: str, mon
     arrive()
     assert there(postgres_place) == (1, 41)
     assert rows(postgres_place, "SELECT pg_relation_size('task_arrived') AS size")[0]["size"] < 30_000
+
+
+def test_what_has_left_is_removed_soon(postgres_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whichever sweep sees that it is much; and once it is gone, tasks arrive again at all servers."""
+    monkeypatch.setattr("tower.postgres._MOST_LEFT", 5)
+    sweep = Sweep(Settings(database_url=postgres_place), r.Nudges())  # type: ignore[arg-type]
+    for _ in range(10):
+        arrive()
+    db.enter_arrived()
+    db.read(lambda: db.rows("SELECT pg_stat_force_next_flush()"))
+    counted = "SELECT vacuum_count AS times FROM pg_stat_user_tables WHERE relname = 'task_arrived'"
+
+    def is_tidy() -> bool:
+        sweep.run_once()
+        return bool(rows(postgres_place, counted)[0]["times"])
+
+    wait_for("a sweep to see it", is_tidy)
+    db.database.obj.takes_arrivals = False  # as a sweep of this process found before another one tidied up
+    sweep.run_once()
+    assert db.takes_arrivals()
 
 
 def test_one_that_nobody_looked_for_is_entered_by_the_sweep(place: str) -> None:

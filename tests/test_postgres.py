@@ -98,6 +98,16 @@ def strict(engine: OnPostgres) -> OnPostgres:
     return engine
 
 
+@pytest.mark.usefixtures("engine")
+def test_who_has_a_patience_of_his_own_waits_so_long_for_a_lock() -> None:
+    """And whoever comes after him on that connection as long as all do."""
+    ask = "SELECT current_setting('lock_timeout') AS told"
+    with db.database.connection_context():
+        with db.database.obj.scope(is_one_statement=True, waits=True, patience_s=0.4):
+            assert db.rows(ask) == [{"told": "400ms"}]
+        assert db.rows(ask) == [{"told": "1min"}]
+
+
 @pytest.mark.usefixtures("strict")
 def test_a_transaction_begins_with_its_first_statement(monkeypatch: pytest.MonkeyPatch) -> None:
     """One without any is not begun at all."""

@@ -1,6 +1,6 @@
 """What a task that has arrived is once it is entered among the others; see docs/decisions/0016 and 0017."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _BROUGHT = (
     *("id", "type", "queue", "payload", "priority", "concurrency_limit", "lane", "correlation_id", "max_attempts", "max_losses"),
@@ -16,8 +16,9 @@ _ENTERED = {
     "labels": "'{}'",
 }
 _AS_ENTERED = f"SELECT {', '.join(f'{value} AS {name}' for name, value in _ENTERED.items())} FROM brought"
+_EVENT = {"task_id": "id", "seq": "1", "attempt": "0", "at": "created_at", "kind": "'queued'", "data": "data"}
 #: The first events of tasks that are entered.
-EVENTS = "SELECT entered.id, 1, 0, entered.created_at, 'queued', data FROM entered JOIN brought ON brought.id = entered.id"
+EVENTS = f"SELECT {', '.join(_EVENT.values())} FROM brought WHERE id IN (SELECT id FROM entered)"
 
 
 def entering(gone: str, returning: str, sets: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -35,12 +36,20 @@ def entering(gone: str, returning: str, sets: Mapping[str, str] | None = None) -
     }
 
 
+def arriving(table: str, columns: Sequence[str], once: str) -> str:
+    """Return a SELECT of the rows that tasks would get in `task` or `task_event`, for who reads and may not write.
+
+    `once` is a SELECT of what has arrived, each task once, which databases spell differently.
+    """
+    becomes = _ENTERED if table == "task" else _EVENT
+    values = ", ".join(becomes.get(name, "NULL") for name in columns)
+    return f"SELECT {values} FROM ({once}) AS brought WHERE NOT EXISTS (SELECT 1 FROM task WHERE task.id = brought.id)"
+
+
 def together(steps: Mapping[str, str], last: str) -> str:
     """Return a statement of several steps by their names, and a last one."""
     return f"WITH {', '.join(f'{name} AS ({step})' for name, step in steps.items())} {last}"
 
 
 #: Enters all tasks that have arrived.
-ENTRY = together(
-    entering("DELETE FROM task_arrived", "id, created_at"), f"INSERT INTO task_event (task_id, seq, attempt, at, kind, data) {EVENTS}"
-)
+ENTRY = together(entering("DELETE FROM task_arrived", "id"), f"INSERT INTO task_event ({', '.join(_EVENT)}) {EVENTS}")

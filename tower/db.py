@@ -16,7 +16,7 @@ from playhouse.db_url import parse
 from playhouse.migrations import Runner
 from playhouse.pool import MaxConnectionsExceeded
 
-from tower import postgres
+from tower import arrived, postgres
 from tower.errors import SettingsError, Unavailable
 from tower.faults import fault
 from tower.settings import Settings
@@ -140,7 +140,7 @@ def unit(
         if committed:  # only the disk is still waited for
             return committed[0]
         if looks and database.obj.is_any_arrived():
-            enter_here()
+            _enter_first()
         with database.obj.scope(is_one_statement=is_one_statement, waits=is_promise is not False):
             done = recognise() if next(runs) and recognise else None
             done = work() if done is None else done
@@ -181,10 +181,23 @@ def enter_arrived() -> None:
         unit(database.obj.enter_arrived, patience_s=_ENTER_S, is_one_statement=True, is_promise=False, sees_arrived=False)
 
 
-def enter_here() -> None:
+def enter_here(*, patience_s: float | None = None) -> None:
     """Enter the tasks that have arrived, on the connection of the work that goes on, by a transaction of their own."""
-    with database.obj.scope(is_one_statement=True, waits=False):
+    with database.obj.scope(is_one_statement=True, waits=False, patience_s=patience_s):
         database.obj.enter_arrived()
+
+
+def _enter_first() -> None:
+    """Enter what has arrived before other work that writes: on Postgres that may need none of the tables that somebody holds."""
+    if not is_postgres():
+        enter_here()
+    elif not trouble.suspected():
+        try:
+            enter_here(patience_s=STUCK_S)
+        except peewee.PeeweeException as error:
+            if not is_outage(error):
+                raise
+            trouble.suspect(error)
 
 
 def accepted(task_id: str) -> dict[str, Any] | None:
@@ -215,10 +228,9 @@ def _see_arrived() -> None:
     """
     if trouble.suspected() or _writer.are_avoided:
         return
-    pool: Sqlite | postgres.Postgres = database.obj
     try:
-        with _writer.while_others_get_on(), _connected(writing=True), pool.scope(is_one_statement=True, waits=False, patience_s=STUCK_S):
-            pool.enter_arrived()
+        with _writer.while_others_get_on(), _connected(writing=True):
+            enter_here(patience_s=STUCK_S)
     except (NoTurn, MaxConnectionsExceeded):
         pass
     except peewee.PeeweeException as error:
@@ -497,8 +509,8 @@ def place_of(text: str, column: Any) -> Any:
     return (peewee.fn.STRPOS if is_postgres() else peewee.fn.INSTR)(column, text)
 
 
-#: Runs a SELECT and yields its rows, a few held in memory at a time.
-Rows = Callable[[str], Iterator[tuple[Any, ...]]]
+#: Takes a table and columns and yields its rows, a few held in memory at a time.
+Rows = Callable[[str, Sequence[str]], Iterator[tuple[Any, ...]]]
 
 _FETCHED = 200
 
@@ -507,34 +519,37 @@ _FETCHED = 200
 def snapshot() -> Iterator[Rows]:
     """Let many tables be read as they are at this one moment, however long that takes; nobody is held up meanwhile.
 
-    A task that has only arrived stands among the others there. On SQLite nothing has to be written for that.
+    A task that has only arrived stands among the others there, so nothing has to be written for it.
     """
-    if is_postgres():
-        enter_arrived()
     with database.connection_context():
         database.execute_sql("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" if is_postgres() else "BEGIN DEFERRED")
         try:
             if is_postgres():
                 database.execute_sql("SET LOCAL idle_in_transaction_session_timeout = 0")  # whoever reads may be busy for long with a table
-            else:
-                for name, arriving in (("task", "task_arriving"), ("task_event", "task_arriving_event")):
-                    database.execute_sql(f"CREATE TEMP VIEW {name} AS SELECT * FROM main.{name} UNION ALL SELECT * FROM main.{arriving}")
             yield _from_postgres if is_postgres() else _from_sqlite
         finally:
             database.execute_sql("ROLLBACK")
 
 
-def _from_sqlite(statement: str) -> Iterator[tuple[Any, ...]]:
-    cursor = database.execute_sql(statement)
+def _from_sqlite(table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    cursor = database.execute_sql(_kept(table, columns, "SELECT * FROM task_arrived GROUP BY id"))
     while rows := cursor.fetchmany(_FETCHED):
         yield from rows
 
 
-def _from_postgres(statement: str) -> Iterator[tuple[Any, ...]]:
-    database.execute_sql(f"DECLARE snapshot_rows NO SCROLL CURSOR FOR {statement}")
+def _from_postgres(table: str, columns: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    database.execute_sql(
+        f"DECLARE snapshot_rows NO SCROLL CURSOR FOR {_kept(table, columns, 'SELECT DISTINCT ON (id) * FROM task_arrived')}"
+    )
     while rows := database.execute_sql(f"FETCH {_FETCHED} FROM snapshot_rows").fetchall():
         yield from rows
     database.execute_sql("CLOSE snapshot_rows")
+
+
+def _kept(table: str, columns: Sequence[str], once: str) -> str:
+    """Return a SELECT of the rows of a table, and of those that tasks would get there which have only arrived."""
+    more = f" UNION ALL {arrived.arriving(table, columns, once)}" if table in ("task", "task_event") else ""
+    return f"SELECT {', '.join(columns)} FROM {table}{more}"
 
 
 def instant() -> peewee.SQL:

@@ -301,7 +301,7 @@ def _moved_or_entered(
     # There may be another one in its place by now, and whoever locks it is about to enter it.
     still = f"SELECT ctid FROM task_arrived WHERE ctid = ANY (CAST(? AS tid[])) AND {those} FOR UPDATE SKIP LOCKED"
     gone = f"DELETE FROM task_arrived WHERE ctid = ANY (ARRAY({still})) {if_allowed}"
-    entering = arrived.entering(gone, f"{returned}, created_at", becomes)
+    entering = arrived.entering(gone, returned, becomes)
     where = "{" + ",".join(f'"{place}"' for place in places.values()) + "}"
     given = {"gone": [where, *named], "entered": values[: sum(value.count("?") for value in becomes.values())]}
     both = f"SELECT {returned} FROM changed UNION ALL SELECT {returned} FROM entered"

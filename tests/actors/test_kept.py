@@ -87,3 +87,12 @@ def test_a_choice_goes_before_the_starts_that_wait(kept: Kept, pool: ThreadPoolE
     kept.end(first, 8, is_good=True)
     assert choice.result(20) == 2
     assert second.result(20) == Some(["d"], 9, 2)
+
+
+def test_those_that_start_are_found_where_they_have_arrived(kept: Kept) -> None:
+    """And those of the next choice where that says."""
+    kept.put(["a", "b"], 8, {"b": "(0,1)"})
+    assert kept.take(2) == Some(["a", "b"], 8, 2, {"b": "(0,1)"})
+    kept.end(Some(), 9, is_good=True)
+    kept.put(["c"], 9)
+    assert kept.take(1).places == {}
