@@ -279,7 +279,7 @@ def test_it_outlives_the_process(settings: Settings) -> None:
 
 def test_it_is_in_a_backup(place: str, tmp_path: Path) -> None:
     """That was begun after it had arrived; nothing has to be written for that."""
-    r.insert()
+    arrive(id=r.insert())  # it is there already
     task_id = arrive(times=2, priority=3, actor="ann")
     with nobody_writes(place):
         told = backup.backup(tmp_path / "kept.tar")["tables"]
@@ -329,6 +329,16 @@ def test_who_writes_something_else_does_not_wait_for_the_table_of_tasks(postgres
         arrive()
         assert Rules(load_handlers(), r.Nudges()).pause("type", "echo")  # type: ignore[arg-type]
     assert there(postgres_place) == (1, 0)
+
+
+@pytest.mark.usefixtures("postgres_place")
+def test_who_writes_something_else_enters_what_has_arrived_if_that_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No longer than who only reads, whatever others wait for a lock."""
+    arrive()
+    told, ask = list[dict[str, str]](), "SELECT current_setting('lock_timeout') AS waits"
+    monkeypatch.setattr(db.database.obj, "enter_arrived", lambda: told.extend(db.rows(ask)))
+    db.unit(lambda: None)
+    assert told == [{"waits": "50ms"}]
 
 
 def test_a_large_payload_is_not_written_twice(place: str) -> None:
