@@ -34,4 +34,4 @@ def up(migrator, db):
         db.execute_sql(TABLE)
         return
     for view in ("task_arriving", "task_arriving_event"):
-        db.execute_sql(f"DROP VIEW {view}")
+        db.execute_sql(f"DROP VIEW IF EXISTS {view}")
