@@ -190,11 +190,10 @@ def test_a_pass_enters_what_has_arrived(sqlite_settings: Settings, file: Path) -
     assert there(f"sqlite:///{file}") == (0, 1)
 
 
-def test_who_cannot_enter_it_still_reads(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_cannot_enter_it_still_reads(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else holds the lock: lists show what there was, and nobody is told that an accepted task does not exist."""
     before, task_id = r.insert(), arrive()
-    with closing(sqlite3.connect(file)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    with nobody_writes(place):
         assert db.read(lambda: [row.id for row in Task.select()]) == [before]
         with monkeypatch.context() as nobody:  # once that is known nobody tries again
             nobody.setattr(db.database.obj, "enter_arrived", pytest.fail)
@@ -203,7 +202,6 @@ def test_who_cannot_enter_it_still_reads(file: Path, monkeypatch: pytest.MonkeyP
             r.row(task_id)
         with pytest.raises(NotFound):
             r.row("0" * 32)
-        other.rollback()
     r.insert()  # so it is known that writing works
     assert r.kinds(task_id) == [QUEUED]
 
@@ -304,23 +302,6 @@ def test_before_there_are_tables_nothing_has_arrived(tmp_path: Path) -> None:
 
 
 # On Postgres it starts from where it has arrived.
-
-
-def test_who_cannot_enter_it_on_postgres_still_reads(postgres_place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Somebody holds the table: tasks are taken in, lists show what there was, and nobody is told that an accepted task does not exist."""
-    before = r.insert()
-    with nobody_writes(postgres_place):
-        task_id = arrive()
-        assert db.read(lambda: [row.id for row in Task.select()]) == [before]
-        with monkeypatch.context() as nobody:  # once that is known nobody tries again
-            nobody.setattr(db.database.obj, "enter_arrived", pytest.fail)
-            assert db.read(lambda: Task.select().count()) == 1
-        with pytest.raises(Unavailable, match=rf"{task_id}.* is accepted.*lock"):
-            r.row(task_id)
-        with pytest.raises(NotFound):
-            r.row("0" * 32)
-    r.insert()  # so it is known that writing works
-    assert r.kinds(task_id) == [QUEUED]
 
 
 def test_who_writes_something_else_does_not_wait_for_the_table_of_tasks(postgres_place: str) -> None:

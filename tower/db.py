@@ -5,7 +5,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -192,12 +192,8 @@ def _enter_first() -> None:
     if not is_postgres():
         enter_here()
     elif not trouble.suspected():
-        try:
+        with _suspecting():
             enter_here(patience_s=STUCK_S)
-        except peewee.PeeweeException as error:
-            if not is_outage(error):
-                raise
-            trouble.suspect(error)
 
 
 def accepted(task_id: str) -> dict[str, Any] | None:
@@ -228,11 +224,15 @@ def _see_arrived() -> None:
     """
     if trouble.suspected() or _writer.are_avoided:
         return
+    with _suspecting(), suppress(NoTurn, MaxConnectionsExceeded), _writer.while_others_get_on(), _connected(writing=True):
+        enter_here(patience_s=STUCK_S)
+
+
+@contextmanager
+def _suspecting() -> Iterator[None]:
+    """Go on after an outage of what need not be done now, and note it."""
     try:
-        with _writer.while_others_get_on(), _connected(writing=True):
-            enter_here(patience_s=STUCK_S)
-    except (NoTurn, MaxConnectionsExceeded):
-        pass
+        yield
     except peewee.PeeweeException as error:
         if not is_outage(error):
             raise
