@@ -11,7 +11,7 @@ from dramatiq.middleware import Middleware
 
 from actors.orchestrator import Dispatcher, NoSlots
 from actors.runner import Runner
-from actors.trace import Tracer
+from actors.trace import TOGETHER, Tracer
 from actors.worker import WorkerProcess
 from tower import db
 from tower.broker import ORCHESTRATE, TRACE, Nudger, handler_actor, take_while
@@ -35,7 +35,7 @@ _SWITCH_S = 0.001
 _SPARE_CONNECTIONS = CONTROL_THREADS + 4
 
 #: Seconds from one pass, or batch of traces, to the next; and under load, where they are further apart since each of them costs. A pass
-#: can wait while enough tasks are kept for the slots, and folders while many are asked for.
+#: can wait while enough tasks are kept for the slots, and folders until they fill a batch.
 _DECIDE_S, _TRACE_S, _LOADED_S = 0.04, 0.05, 0.12
 
 #: Lower goes first among messages that wait inside a process.
@@ -146,7 +146,7 @@ class Crew(Middleware):
         self._errands = {ORCHESTRATE: Errand(ORCHESTRATE, decide, _DECIDE_S, loaded_s=_LOADED_S, can_wait=self._can_wait)}
         if write_trace:
             self._tracer.follow_power_cut()
-            self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all, _TRACE_S, loaded_s=_LOADED_S)
+            self._errands[TRACE] = Errand(TRACE, self._tracer.trace_all, _TRACE_S, loaded_s=_LOADED_S, enough=TOGETHER)
         for name, errand in self._errands.items():
             errand.start()
             self._nudger.deliver_here(name, errand)

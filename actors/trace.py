@@ -30,7 +30,7 @@ _FRESH_S = 2.0
 #: Holds which start of the machine the folders were written in.
 _BOOT = ".boot"
 #: Threads of a process that write at once, since one with a large log must not keep the others waiting; folders that each takes together.
-_WRITERS, _TOGETHER = 3, 64
+_WRITERS, TOGETHER = 3, 64
 #: What goes wrong with one folder because of what somebody put or took there; everything else is the disk's, and hits all folders.
 _IN_THE_WAY = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT, errno.EACCES, errno.EPERM)
 
@@ -82,7 +82,7 @@ class Tracer:
 
     def _next(self) -> list[str]:
         """Return what to write next; what another thread has in hand comes after that."""
-        return list(islice((task_id for task_id in self._asked if task_id not in self._in_hand), _TOGETHER))
+        return list(islice((task_id for task_id in self._asked if task_id not in self._in_hand), TOGETHER))
 
     def _take(self) -> list[str]:
         with self._lock:

@@ -426,6 +426,35 @@ def test_an_errand_that_can_be_asked_takes_its_time_only_while_it_can_wait() -> 
     assert len(began) == 3
 
 
+def test_an_errand_with_enough_waits_for_no_more() -> None:
+    """When it was asked for so many things, or for no more in a moment: what began last is long ago in neither case."""
+    began = list[int]()
+    errand = Errand("test", lambda asked: began.append(len(asked)), 1e9, enough=20)
+    errand._began_at = time.monotonic()
+    errand.start()
+    for number in range(20):
+        errand.ask(str(number))
+    wait_for("enough", lambda: began == [20])
+    for number in range(19):
+        errand.ask(str(number))
+    wait_for("what no more came after", lambda: began == [20, 19])
+    errand.stop()
+
+
+def test_an_errand_with_enough_waits_for_more_while_more_comes() -> None:
+    """So that it does it together."""
+    began = list[int]()
+    errand = Errand("test", lambda asked: began.append(len(asked)), 1e9, enough=20)
+    errand._began_at = time.monotonic()
+    errand.start()
+    errand.ask("one")
+    errand._asked_at = time.monotonic() + 1e9
+    errand._thread.join(0.1)
+    assert not began
+    errand.stop()
+    assert began == [1]
+
+
 def test_threads_are_kept_and_never_too_few() -> None:
     """As many as there are calls at once, and no more."""
     threads, names, all_here = Threads("kept"), list[int](), threading.Barrier(4)

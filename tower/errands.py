@@ -9,8 +9,8 @@ from tower.errors import Unavailable
 
 #: An errand that is asked for more than so many things at a time is under load, unless it is told otherwise.
 _MANY = 8
-#: How often one that can wait looks whether it still can.
-_LOOK_S = 0.01
+#: How often one that waits looks whether it still has to, and after how long nothing more is expected soon.
+_LOOK_S, _QUIET_S = 0.01, 0.02
 
 _log = logging.getLogger(__name__)
 
@@ -20,7 +20,8 @@ class Errand:
 
     It begins at once when it has been idle, else `pace_s` after it began last: under load more comes together, and costs less. While
     it is asked for one thing at a time, a quarter of that is enough. It takes `loaded_s` when it is asked for many at a time, or, with
-    `can_wait`, while that is true, whatever it is asked for.
+    `can_wait`, while that is true, whatever it is asked for. With `enough` it waits no longer when it was asked for so many things, which
+    are as cheap as more, or when nothing more comes: the last of a burst are not kept waiting for what follows.
     """
 
     def __init__(
@@ -31,12 +32,15 @@ class Errand:
         *,
         loaded_s: float | None = None,
         can_wait: Callable[[], bool] | None = None,
+        enough: int | None = None,
     ) -> None:
         self._name, self._work, self._pace_s = name, work, pace_s
         self._loaded_s = pace_s if loaded_s is None else loaded_s
-        self._can_wait = can_wait
+        self._can_wait, self._enough = can_wait, enough
+        self._look_s = _LOOK_S if can_wait or enough else threading.TIMEOUT_MAX
         #: When it began last, and for how many things.
         self._began_at, self._began_for = 0.0, 0
+        self._asked_at = 0.0
         self._asked: dict[str, None] = {}
         self._is_ending = False
         self._change = threading.Condition()
@@ -50,6 +54,7 @@ class Errand:
         """Have the work done for some tasks, soon."""
         with self._change:
             self._asked.update(dict.fromkeys(task_ids))
+            self._asked_at = time.monotonic()
             self._change.notify()
 
     def stop(self) -> None:
@@ -73,13 +78,16 @@ class Errand:
         with self._change:
             while not self._asked and not self._is_ending:
                 self._change.wait()
-        while (early := self._began_at + self._pause_s() - time.monotonic()) > 0 and not self._is_ending:
-            time.sleep(min(early, _LOOK_S) if self._can_wait else early)
+        while (early := self._began_at + self._pause_s() - time.monotonic()) > 0 and not self._is_ending and not self._has_enough():
+            time.sleep(min(early, self._look_s))
         with self._change:
             asked = list(self._asked)
             self._asked.clear()
         self._began_at, self._began_for = time.monotonic(), len(asked)
         return asked
+
+    def _has_enough(self) -> bool:
+        return self._enough is not None and (len(self._asked) >= self._enough or time.monotonic() - self._asked_at > _QUIET_S)
 
     def _pause_s(self) -> float:
         is_loaded = self._can_wait() if self._can_wait else self._began_for > _MANY
