@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from peewee import Tuple, ValuesList
@@ -21,6 +22,7 @@ from tower.decision import (
     choose,
     obstacle,
     openings,
+    restricted,
 )
 from tower.models import Task, in_line
 
@@ -128,12 +130,15 @@ class Walk:
 
     def _learn(self, left: Iterable[Row]) -> None:
         """Note what the tasks that were left wait for: others with the same key and limit need not be looked at."""
-        for row in left:
-            found = obstacle(row, self.load)
-            self.is_held_up = self.is_held_up or (found is not None and found.reason in _UNTIL_AN_END)
-            if found and found.reason == CONCURRENCY_KEY:
+        for _, alike in groupby(left, restricted):  # one tells for all of them
+            row = next((row for row in alike if row["ready_at"] <= self.load.now), None)
+            found = obstacle(row, self.load) if row else None
+            if not row or not found:
+                continue
+            self.is_held_up = self.is_held_up or found.reason in _UNTIL_AN_END
+            if found.reason == CONCURRENCY_KEY:
                 self._blocked_keys.add((row["concurrency_key"], row["concurrency_limit"]))
-            elif found and found.reason == RATE_LIMIT:
+            elif found.reason == RATE_LIMIT:
                 self._blocked_rates.add((row["rate_key"], row["rate_limit"], row["rate_per_s"]))
                 self.frees_at = min(found.until or 0.0, self.frees_at or float("inf"))
 
@@ -178,17 +183,25 @@ def _read(lease_s: float, ahead: float, *, with_lanes: bool) -> tuple[Load, Sequ
     """Return the load, the first task of each lane if asked for, the first that have arrived, and if there are many more, at one moment."""
     asked = [_lanes()] if with_lanes else []
     if db.is_postgres():
-        asked += [f"{_ARRIVED} LIMIT {_ARRIVED_PAGE}", f"SELECT 1 FROM task_arrived OFFSET {_MOST_ARRIVED} LIMIT 1"]
+        asked += [_ARRIVED, f"SELECT 1 FROM task_arrived OFFSET {_MOST_ARRIVED} LIMIT 1"]
     begin, found = load.read_beside(lease_s, ahead, *asked)
     lanes = found[0] if with_lanes else None
     if not db.is_postgres():
         return begin, lanes, [], False
-    *_, arrived, more = found
-    return begin, lanes, [{**_AS_ALL, **row} for row in arrived], bool(more)
+    *_, [columns], more = found
+    arrived = zip(*(columns[name] or () for name in _NAMES), strict=True)
+    return begin, lanes, [{**_AS_ALL, **dict(zip(_NAMES, values, strict=True))} for values in arrived], bool(more)
 
 
-_ARRIVED = "SELECT id, CAST(ctid AS text) AS place, rank, queue, type, max_losses, concurrency_limit FROM task_arrived ORDER BY rank, id"
-#: What the decision needs to know beside of a task that has arrived: all have that alike.
+#: What the decision needs to know of a task that has arrived, and where it is.
+_NAMES = ("id", "place", "rank", "queue", "type", "max_losses", "concurrency_limit")
+#: The first of them as one row, a list for each column: a third of what it takes to tell them row by row.
+_ARRIVED = f"""
+SELECT {", ".join(f"json_agg({name}) AS {name}" for name in _NAMES)} FROM (
+    SELECT *, CAST(ctid AS text) AS place FROM task_arrived ORDER BY rank, id LIMIT {_ARRIVED_PAGE}
+) AS first
+"""
+#: What it needs to know beside that: all that have arrived have it alike.
 _AS_ALL = {
     "ready_at": 0,
     "attempt": 0,

@@ -169,7 +169,7 @@ def test_alike_are_tasks_of_which_all_is_the_same_that_is_asked(one: Row, begin:
     openings(seen, load)
     list(obstacles(seen, load))
     load.add(seen)
-    decision._restricted(_Read(one, compared))
+    decision.restricted(_Read(one, compared))
     assert asked - compared <= {"ready_at", "attempt"}
 
 

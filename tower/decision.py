@@ -162,7 +162,7 @@ def measure(
 def choose(candidates: Iterable[Row], load: Load) -> tuple[list[str], Load]:
     """Return the ids of the candidates, which come in order, that may start, and the load when they have."""
     chosen, load = list[str](), load.copy()
-    for _, alike in groupby(candidates, _restricted):  # what holds for one holds for all of them, and is asked once
+    for _, alike in groupby(candidates, restricted):  # what holds for one holds for all of them, and is asked once
         if not load.is_open:
             break
         ready = [row for row in alike if row["ready_at"] <= load.now]
@@ -174,7 +174,7 @@ def choose(candidates: Iterable[Row], load: Load) -> tuple[list[str], Load]:
 
 
 #: All that a task is restricted by, beside its time: whatever `openings` reads of it.
-_restricted = itemgetter(
+restricted = itemgetter(
     *("queue", "type", "concurrency_key", "concurrency_limit", "rate_key", "rate_limit", "rate_per_s", "losses", "max_losses")
 )
 
