@@ -132,9 +132,12 @@ def _make_history(stack: Stack, finished: int) -> None:
             taken = ", ".join({"task_id": made.replace("id", "task_id", 1)}.get(column, column) for column in table["task_event"])
             columns = ", ".join(table["task_event"])
             run(f"INSERT INTO task_event ({columns}) SELECT {taken} FROM task_event, ({numbers}) AS ns WHERE task_id = '{model_id}'")
+        # A history that grows by and by is looked after by and by. This one would have a core of Postgres at it for a minute, or leave
+        # SQLite a log of gigabytes, in which each page would be looked for first.
         if db.is_postgres():
-            run("ANALYZE")
-        else:  # a history that grows by and by leaves no log of gigabytes, in which each page would be looked for first
+            run("SET statement_timeout = 0")
+            run("VACUUM (ANALYZE) task, task_event")
+        else:
             wait_for("the log to be in its file", lambda: run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0, 120)
 
 
