@@ -130,10 +130,10 @@ class Walk:
 
     def _learn(self, left: Iterable[Row]) -> None:
         """Note what the tasks that were left wait for: others with the same key and limit need not be looked at."""
-        for _, alike in groupby(left, restricted):  # one tells for all of them
-            row = next((row for row in alike if row["ready_at"] <= self.load.now), None)
-            found = obstacle(row, self.load) if row else None
-            if not row or not found:
+        for _, alike in groupby(left, restricted):  # all of them are ready, so one tells for those that are restricted alike
+            row = next(alike)
+            found = obstacle(row, self.load)
+            if found is None:
                 continue
             self.is_held_up = self.is_held_up or found.reason in _UNTIL_AN_END
             if found.reason == CONCURRENCY_KEY:
