@@ -35,7 +35,7 @@ _SWITCH_S = 0.001
 _SPARE_CONNECTIONS = CONTROL_THREADS + 4
 
 #: Seconds from one pass, or batch of traces, to the next; and under load, where they are further apart since each of them costs. A pass
-#: can wait while enough tasks are kept for the slots, and folders until they fill a batch.
+#: can wait while enough tasks are kept for the slots, and folders no longer than until they fill a batch.
 _DECIDE_S, _TRACE_S, _LOADED_S = 0.04, 0.05, 0.12
 
 #: Lower goes first among messages that wait inside a process.

@@ -426,19 +426,32 @@ def test_an_errand_that_can_be_asked_takes_its_time_only_while_it_can_wait() -> 
     assert len(began) == 3
 
 
-def test_an_errand_with_enough_waits_for_no_more() -> None:
-    """When it was asked for so many things, or for no more in a moment: what began last is long ago in neither case."""
+def test_an_errand_with_enough_waits_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it was asked for so many things, however soon more may come, or for no more in a moment: it began just now in both cases."""
     began = list[int]()
     errand = Errand("test", lambda asked: began.append(len(asked)), 1e9, enough=20)
     errand._began_at = time.monotonic()
-    errand.start()
-    for number in range(20):
-        errand.ask(str(number))
-    wait_for("enough", lambda: began == [20])
-    for number in range(19):
-        errand.ask(str(number))
+    with monkeypatch.context() as never_quiet:
+        never_quiet.setattr("tower.errands._QUIET_S", 1e9)
+        errand.start()
+        errand.ask(*map(str, range(20)))
+        wait_for("enough", lambda: began == [20])
+    errand.ask(*map(str, range(19)))
     wait_for("what no more came after", lambda: began == [20, 19])
     errand.stop()
+
+
+def test_an_errand_with_enough_leaves_what_is_more_but_not_enough() -> None:
+    """It takes that with what comes next, or when no more comes; asked to stop, it takes all."""
+    began = list[str]()
+    errand = Errand("test", lambda asked: began.append(" ".join(asked)), 1e9, enough=2)
+    errand._began_at = time.monotonic()
+    errand.ask(*"abcde")
+    errand.start()
+    wait_for("the rest", lambda: began == ["a b c d", "e"])
+    errand.ask(*"fgh")
+    errand.stop()
+    assert began == ["a b c d", "e", "f g", "h"]
 
 
 def test_an_errand_with_enough_waits_for_more_while_more_comes() -> None:
@@ -446,9 +459,9 @@ def test_an_errand_with_enough_waits_for_more_while_more_comes() -> None:
     began = list[int]()
     errand = Errand("test", lambda asked: began.append(len(asked)), 1e9, enough=20)
     errand._began_at = time.monotonic()
-    errand.start()
     errand.ask("one")
     errand._asked_at = time.monotonic() + 1e9
+    errand.start()
     errand._thread.join(0.1)
     assert not began
     errand.stop()

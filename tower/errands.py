@@ -21,7 +21,8 @@ class Errand:
     It begins at once when it has been idle, else `pace_s` after it began last: under load more comes together, and costs less. While
     it is asked for one thing at a time, a quarter of that is enough. It takes `loaded_s` when it is asked for many at a time, or, with
     `can_wait`, while that is true, whatever it is asked for. With `enough` it waits no longer when it was asked for so many things, which
-    are as cheap as more, or when nothing more comes: the last of a burst are not kept waiting for what follows.
+    are as cheap as more, or when nothing more comes: the last of a burst are not kept waiting for what follows. What is more than enough,
+    but not as much again, waits for more.
     """
 
     def __init__(
@@ -82,7 +83,10 @@ class Errand:
             time.sleep(min(early, self._look_s))
         with self._change:
             asked = list(self._asked)
-            self._asked.clear()
+            if self._enough and len(asked) > self._enough:  # the rest is not enough, and waits for more
+                del asked[len(asked) - len(asked) % self._enough :]
+            for task_id in asked:
+                del self._asked[task_id]
         self._began_at, self._began_for = time.monotonic(), len(asked)
         return asked
 
