@@ -20,8 +20,9 @@ os.environ.update(
 )
 
 VENV = "venv-tower"
-SETTINGS = "engine in the client, server, 1 worker process x 16 slots; synchronous_commit on, events and traces on"
-WORKERS = ["python -m devops_control_tower.main", "dramatiq tower.actors --processes 1 --threads 16"]
+SETTINGS = "engine in the client, server, 1 worker process x 32 slots; synchronous_commit on, events and traces on"
+# As many slots as tasks are worth to be claimed and recorded together: these tasks run one after the other in one thread.
+WORKERS = ["python -m devops_control_tower.main", "dramatiq tower.actors --processes 1 --threads 32"]
 BOOT = 6
 
 settings = load()
