@@ -16,8 +16,9 @@ def test_a_walk_learns_from_each_kind_of_task_that_it_left() -> None:
     walk._learn([row(1), row(2, rate_key="r2", **rate), row(3, rate_key="r1", **rate)])
     assert not walk.is_held_up  # the clock alone frees them
     keys = ("k1", "k1", "k2", "k3", "k1")
-    walk._learn([row(number, concurrency_key=key) for number, key in enumerate(keys)])
-    assert walk._blocked_keys == {("k1", 1), ("k2", 1)}
+    held = [row(number, concurrency_key=key) for number, key in enumerate(keys)]
+    walk._learn([*held, row(5, concurrency_key="k1", concurrency_limit=2), row(6, rate_key="r1", **rate)])
+    assert walk._blocked_keys == {("k1", 1), ("k1", 2), ("k2", 1)}
     assert walk._blocked_rates == {("r1", 1, 5.0), ("r2", 1, 5.0)}
     assert walk.frees_at == 102.0
     assert walk.is_held_up
